@@ -1,0 +1,33 @@
+/* The metadata that other programs look for in what we write: modelspec.*, sd_merge_recipe, sd_merge_models, format. */
+#ifndef HM_APPLY_RECIPE_H
+#define HM_APPLY_RECIPE_H
+
+#include "io/header_write.h"
+#include "solve/hyper.h"
+
+/* Stands for a hash that is not known yet: as long as the real one. */
+#define HM_HASH_PLACEHOLDER "0000000000000000000000000000000000000000000000000000000000000000"
+/* As long as a number in JSON can get. */
+#define HM_NUMBER_PLACEHOLDER (-1.2345678901234567e-100)
+
+#define HM_META_MAX 16
+
+/* Metadata entries; values are owned. */
+typedef struct hm_meta_list {
+    hm_meta entries[HM_META_MAX];
+    char *owned[HM_META_MAX];
+    size_t count;
+    bool failed;
+} hm_meta_list;
+
+void hm_meta_add(hm_meta_list *list, const char *key, const char *value);
+void hm_meta_clear(hm_meta_list *list);
+
+/* format, modelspec.* (for families that have a name there) with the data area's hash, and sd_merge_models.
+ * `title`: what the file is called in lists. */
+void hm_meta_add_standard(hm_meta_list *list, const hm_hyper *hyper, const char *title, const char *data_hash);
+
+/* File name of a path without folder and without .safetensors, as title; owned by the caller, NULL when out of memory. */
+char *hm_title_of(const char *path);
+
+#endif

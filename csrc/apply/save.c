@@ -1,0 +1,496 @@
+/* hm_hyper_save: the second read of every input.  Writes W̃ and the directions and measures, for each model, what is left
+ * of it in the file as it is stored. */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "apply/layout.h"
+#include "apply/recipe.h"
+#include "base/error.h"
+#include "kernels/kernels.h"
+#include "solve/stream.h"
+
+/* Storing the mean may cost this share of the smallest Δ before base_low is added. */
+#define LOW_THRESHOLD 0.01
+#define COLUMNS ((size_t)HM_KERNEL_COLUMNS / 2)
+
+struct save_pass {
+    hm_hyper *hyper;
+    const hm_layout *layout;
+    const hm_kernels *kernels;
+    hm_output *base_out, *extra_out; /* the same file unless split */
+    size_t extra_from;               /* index in extra_out of layout->extra[0] */
+    size_t members, directions, row_count;
+    hm_stream_row *rows;             /* members, base file, then the sources of copied tensors */
+    uint32_t *index;                 /* [layout->count × row_count] */
+    uint64_t *elements;
+    float *combination;              /* [(1 + K) × M]: weights of the mean, then of each direction, over the differences */
+    float *multipliers;              /* [M × K] */
+    double *left;                    /* [M]: Σ of squared residuals */
+};
+
+/* ---- results of a segment: M sums, then the bytes of each output one after another ---------------------------------- */
+
+struct outputs {
+    unsigned char *base, *low, *directions;
+    size_t direction_bytes; /* of one direction */
+};
+
+static struct outputs outputs_of(const struct save_pass *pass, const hm_segment *segment)
+{
+    const hm_layout_tensor *tensor = &pass->layout->tensors[segment->tensor];
+    size_t bytes = segment->count * hm_dtype_bytes(tensor->dtype);
+    struct outputs out;
+    out.base = (unsigned char *)segment->result + pass->members * sizeof(double);
+    out.low = out.base + (tensor->base_at != HM_NOWHERE ? bytes : 0);
+    out.directions = out.low + (tensor->low_at != HM_NOWHERE ? bytes : 0);
+    out.direction_bytes = segment->count * hm_dtype_bytes(tensor->direction_dtype);
+    return out;
+}
+
+static size_t result_bytes_per_element(const hm_layout *layout)
+{
+    size_t most = 1;
+    for (size_t i = 0; i < layout->count; i++) {
+        const hm_layout_tensor *tensor = &layout->tensors[i];
+        size_t size = hm_dtype_bytes(tensor->dtype), all = 0;
+        if (tensor->base_at != HM_NOWHERE) all += size;
+        if (tensor->low_at != HM_NOWHERE) all += size;
+        if (tensor->moves) all += layout->directions * hm_dtype_bytes(tensor->direction_dtype);
+        if (all > most) most = all;
+    }
+    return most;
+}
+
+/* ---- work -------------------------------------------------------------------------------------------------------------- */
+
+static void copy_piece(const struct save_pass *pass, const hm_piece *piece, const hm_layout_tensor *tensor,
+                       unsigned char *to, float *scratch)
+{
+    for (size_t r = pass->members + 1; r < pass->row_count; r++) {
+        if (piece->raw[r] == NULL) continue;
+        hm_dtype from = piece->as[r]->dtype;
+        size_t size = hm_dtype_bytes(tensor->dtype), from_size = hm_dtype_bytes(from);
+        if (from == tensor->dtype) {
+            memcpy(to + piece->offset * size, piece->raw[r], piece->count * size);
+            return;
+        }
+        for (size_t at = 0; at < piece->count; at += COLUMNS) {
+            size_t n = piece->count - at < COLUMNS ? piece->count - at : COLUMNS;
+            pass->kernels->load[from]((const char *)piece->raw[r] + at * from_size, scratch, n);
+            pass->kernels->store[tensor->dtype](scratch, to + (piece->offset + at) * size, n);
+        }
+        return;
+    }
+}
+
+/* f32 rows of a worker. */
+struct save_scratch {
+    float *rows;      /* M differences */
+    float *mixed;     /* 1 + K: mean offset, directions */
+    float *reference; /* what is subtracted from every model before anything else */
+    float *base;      /* W̃ */
+    float *shift;     /* stored W̃ − reference */
+};
+
+static struct save_scratch scratch_of(const struct save_pass *pass, void *block)
+{
+    float *base = block;
+    size_t m = pass->members, k = pass->directions;
+    return (struct save_scratch){.rows = base,
+                                 .mixed = base + m * COLUMNS,
+                                 .reference = base + (m + 1 + k) * COLUMNS,
+                                 .base = base + (m + 2 + k) * COLUMNS,
+                                 .shift = base + (m + 3 + k) * COLUMNS};
+}
+
+static const void *numbers_at(const hm_piece *piece, size_t row, size_t at)
+{
+    return (const char *)piece->raw[row] + at * hm_dtype_bytes(piece->as[row]->dtype);
+}
+
+/* Rows become differences from the reference: the base file, or model 1 for a mean base, or nothing. */
+static void load_differences(const struct save_pass *pass, const hm_piece *piece, size_t at, size_t n,
+                             struct save_scratch scratch)
+{
+    const hm_kernels *kernels = pass->kernels;
+    size_t reference = pass->hyper->base == HM_BASE_FILE ? pass->members : 0;
+    if (pass->hyper->base == HM_BASE_NONE) {
+        for (size_t m = 0; m < pass->members; m++)
+            kernels->load[piece->as[m]->dtype](numbers_at(piece, m, at), scratch.rows + m * COLUMNS, n);
+        return;
+    }
+    kernels->load[piece->as[reference]->dtype](numbers_at(piece, reference, at), scratch.reference, n);
+    for (size_t m = 0; m < pass->members; m++)
+        kernels->load_sub[piece->as[m]->dtype](numbers_at(piece, m, at), scratch.reference, scratch.rows + m * COLUMNS, n);
+}
+
+/* Stores W̃ (and base_low) and leaves in scratch.shift how far the stored base lies from the reference. */
+static void store_mean(const struct save_pass *pass, const hm_layout_tensor *tensor, struct outputs out, size_t at, size_t n,
+                       struct save_scratch scratch)
+{
+    const hm_kernels *kernels = pass->kernels;
+    size_t size = hm_dtype_bytes(tensor->dtype);
+    unsigned char *stored = out.base + at * size, *low = out.low + at * size;
+    memcpy(scratch.base, scratch.reference, n * sizeof(float));
+    kernels->axpy(scratch.base, 1.0f, scratch.mixed, n);
+    kernels->store[tensor->dtype](scratch.base, stored, n);
+    kernels->load_sub[tensor->dtype](stored, scratch.reference, scratch.shift, n);
+    if (tensor->low_at == HM_NOWHERE) return;
+    float *left_over = scratch.mixed; /* the mean's offset is no longer needed */
+    kernels->load[tensor->dtype](stored, left_over, n);
+    for (size_t i = 0; i < n; i++) left_over[i] = scratch.base[i] - left_over[i];
+    kernels->store[tensor->dtype](left_over, low, n);
+    kernels->load[tensor->dtype](low, left_over, n);
+    kernels->axpy(scratch.shift, 1.0f, left_over, n);
+}
+
+static hm_status save_work(void *user, const hm_piece *piece, const hm_segment *segment, void *block, hm_error *err)
+{
+    const struct save_pass *pass = user;
+    const hm_kernels *kernels = pass->kernels;
+    const hm_layout_tensor *tensor = &pass->layout->tensors[piece->tensor];
+    struct outputs out = outputs_of(pass, segment);
+    struct save_scratch scratch = scratch_of(pass, block);
+    (void)err;
+    if (!tensor->merged) {
+        copy_piece(pass, piece, tensor, out.base, scratch.rows);
+        return HM_OK;
+    }
+    size_t members = pass->members, directions = tensor->moves ? pass->directions : 0;
+    bool mean = pass->hyper->base == HM_BASE_MEAN;
+    size_t size = hm_dtype_bytes(tensor->direction_dtype);
+    for (size_t done = 0; done < piece->count; done += COLUMNS) {
+        size_t n = piece->count - done < COLUMNS ? piece->count - done : COLUMNS, at = (size_t)piece->offset + done;
+        load_differences(pass, piece, done, n, scratch);
+        kernels->combine(scratch.rows, COLUMNS, members, n, pass->combination, 1 + directions, scratch.mixed, COLUMNS);
+        if (mean) store_mean(pass, tensor, out, at, n, scratch);
+        for (size_t k = 0; k < directions; k++) {
+            unsigned char *stored = out.directions + k * out.direction_bytes + at * size;
+            float *row = scratch.mixed + (1 + k) * COLUMNS;
+            kernels->store[tensor->direction_dtype](row, stored, n);
+            kernels->load[tensor->direction_dtype](stored, row, n);
+        }
+        if (directions == pass->directions)
+            kernels->residual(scratch.rows, COLUMNS, members, n, mean ? scratch.shift : NULL, scratch.mixed + COLUMNS,
+                              COLUMNS, directions, pass->multipliers, segment->result);
+        else /* all models are equal here: no direction, so no multipliers either */
+            kernels->residual(scratch.rows, COLUMNS, members, n, mean ? scratch.shift : NULL, NULL, 0, 0, NULL,
+                              segment->result);
+    }
+    return HM_OK;
+}
+
+typedef hm_status (*visit_output)(hm_output *out, size_t i, uint64_t start, const void *data, size_t elements, hm_error *err);
+
+/* Visits what a segment wrote: base, base_low, directions. */
+static hm_status each_output(const struct save_pass *pass, const hm_segment *segment, visit_output visit, hm_error *err)
+{
+    const hm_layout_tensor *tensor = &pass->layout->tensors[segment->tensor];
+    struct outputs out = outputs_of(pass, segment);
+    if (tensor->base_at != HM_NOWHERE)
+        HM_TRY(visit(pass->base_out, tensor->base_at, segment->start, out.base, segment->count, err));
+    if (tensor->low_at != HM_NOWHERE)
+        HM_TRY(visit(pass->extra_out, pass->extra_from + tensor->low_at, segment->start, out.low, segment->count, err));
+    for (size_t k = 0; tensor->moves && k < pass->directions; k++)
+        HM_TRY(visit(pass->extra_out, pass->extra_from + pass->layout->order[tensor->direction_at + k], segment->start,
+                     out.directions + k * out.direction_bytes, segment->count, err));
+    return HM_OK;
+}
+
+static hm_status hash_output(hm_output *out, size_t i, uint64_t start, const void *data, size_t elements, hm_error *err)
+{
+    (void)err;
+    hm_output_hash(out, i, start, data, elements);
+    return HM_OK;
+}
+
+static hm_status save_finish(void *user, const hm_segment *segment, hm_error *err)
+{
+    return each_output(user, segment, hm_output_write, err);
+}
+
+static hm_status save_commit(void *user, const hm_segment *segment, hm_error *err)
+{
+    const struct save_pass *pass = user;
+    const double *sums = segment->result;
+    for (size_t m = 0; m < pass->members; m++) pass->left[m] += sums[m];
+    return each_output(pass, segment, hash_output, err);
+}
+
+/* ---- the pass ---------------------------------------------------------------------------------------------------------- */
+
+/* Rows: the members, the base file (or nothing), and every source that gives copied tensors. */
+static hm_status make_rows(struct save_pass *pass, hm_error *err)
+{
+    const hm_plan *plan = pass->hyper->plan;
+    const hm_layout *layout = pass->layout;
+    hm_source *copies[HM_STREAM_ROWS];
+    size_t copy_count = 0, members = pass->members;
+    for (size_t i = 0; i < layout->count; i++) {
+        if (layout->tensors[i].merged) continue;
+        hm_source *from = plan->tensors[layout->tensors[i].plan_index].copy_from;
+        size_t c = 0;
+        while (c < copy_count && copies[c] != from) c++;
+        if (c < copy_count) continue;
+        if (members + 1 + copy_count == HM_STREAM_ROWS)
+            return hm_fail(err, HM_ERR_ARGUMENT, NULL, NULL, "tensors are copied from too many files");
+        copies[copy_count++] = from;
+    }
+    pass->row_count = members + 1 + copy_count;
+    pass->rows = hm_alloc(pass->row_count, sizeof *pass->rows);
+    pass->index = hm_alloc(layout->count * pass->row_count, sizeof *pass->index);
+    pass->elements = hm_alloc(layout->count, sizeof *pass->elements);
+    pass->left = hm_alloc(members, sizeof *pass->left);
+    pass->combination = hm_alloc((1 + pass->directions) * members, sizeof *pass->combination);
+    pass->multipliers = hm_alloc(members * pass->directions, sizeof *pass->multipliers);
+    if (pass->rows == NULL || pass->index == NULL || pass->elements == NULL || pass->left == NULL ||
+        pass->combination == NULL || pass->multipliers == NULL)
+        return hm_fail_memory(err, "the writing pass");
+
+    for (size_t r = 0; r < pass->row_count; r++) {
+        hm_source *source = r < members ? plan->sources[r] : r > members ? copies[r - members - 1]
+                            : plan->base != NULL ? plan->base : plan->sources[0];
+        pass->rows[r] = (hm_stream_row){.source = source, .index = pass->index + r, .stride = pass->row_count};
+    }
+    for (size_t i = 0; i < layout->count; i++) {
+        const hm_layout_tensor *tensor = &layout->tensors[i];
+        uint32_t *index = pass->index + i * pass->row_count;
+        pass->elements[i] = tensor->like->elements;
+        for (size_t r = 0; r < pass->row_count; r++) index[r] = HM_ABSENT;
+        if (tensor->merged) {
+            memcpy(index, plan->index + tensor->plan_index * members, members * sizeof *index);
+            index[members] = plan->base_index[tensor->plan_index];
+        } else {
+            const hm_plan_tensor *copied = &plan->tensors[tensor->plan_index];
+            for (size_t r = members + 1; r < pass->row_count; r++)
+                if (pass->rows[r].source == copied->copy_from) index[r] = copied->copy_index;
+        }
+    }
+    return HM_OK;
+}
+
+/* Over differences from the reference: the mean's weights sum to 1 (model 1 differs from itself by nothing).  A direction
+ * Σ a_m (W_m − W̃) with W̃ = R + Σ ŵ_j Δ_j becomes Σ (a_m − ŵ_m Σ_j a_j) Δ_m; for an eigenvector of the centred Gram Σ a is
+ * 0 up to rounding, for one found by iteration nearly so. */
+static void make_combination(struct save_pass *pass)
+{
+    const hm_hyper *hyper = pass->hyper;
+    const hm_solution *solution = &hyper->solution;
+    size_t members = pass->members, directions = pass->directions;
+    double weights[HM_MAX_MEMBERS];
+    hm_mean_weights(hyper, weights);
+    for (size_t m = 0; m < members; m++) pass->combination[m] = (float)weights[m];
+    for (size_t k = 0; k < directions; k++) {
+        const double *a = solution->inputs + k * members;
+        double sum = 0;
+        for (size_t m = 0; m < members; m++) sum += a[m];
+        for (size_t m = 0; m < members; m++)
+            pass->combination[(1 + k) * members + m] =
+                (float)(hyper->base == HM_BASE_MEAN ? a[m] - weights[m] * sum : a[m]);
+    }
+    for (size_t i = 0; i < members * directions; i++) pass->multipliers[i] = (float)solution->multipliers[i];
+}
+
+static hm_status run_pass(struct save_pass *pass, hm_job *job, hm_error *err)
+{
+    HM_TRY(make_rows(pass, err));
+    make_combination(pass);
+    hm_stream stream = {.row_count = pass->row_count,
+                        .tensor_count = pass->layout->count,
+                        .rows = pass->rows,
+                        .elements = pass->elements,
+                        .result_bytes = pass->members * sizeof(double),
+                        .result_element_bytes = result_bytes_per_element(pass->layout),
+                        .scratch_bytes = (pass->members + pass->directions + 4) * COLUMNS * sizeof(float),
+                        .work = save_work,
+                        .finish = save_finish,
+                        .commit = save_commit,
+                        .user = pass};
+    return hm_stream_run(&stream, job, err);
+}
+
+static void release_pass(struct save_pass *pass)
+{
+    hm_release(pass->rows);
+    hm_release(pass->index);
+    hm_release(pass->elements);
+    hm_release(pass->left);
+    hm_release(pass->combination);
+    hm_release(pass->multipliers);
+}
+
+/* ---- metadata and files ------------------------------------------------------------------------------------------------ */
+
+static hm_status make_meta(hm_meta_list *meta, const hm_hyper *hyper, const char *path, const double *residual_stored,
+                           const char *data_hash, bool with_document, hm_error *err)
+{
+    char *title = hm_title_of(path);
+    if (title == NULL) return hm_fail_memory(err, "metadata");
+    if (with_document) {
+        hm_text document = {0};
+        hm_status status = hm_document_write(hyper, residual_stored, &document, err);
+        if (status == HM_OK) hm_meta_add(meta, "hypermerge", document.data);
+        hm_text_clear(&document);
+        if (status != HM_OK) {
+            hm_release(title);
+            return status;
+        }
+    }
+    hm_meta_add_standard(meta, hyper, title, data_hash);
+    hm_meta_add(meta, "sd_merge_recipe", "{\"type\":\"hyper-merge\"}");
+    hm_release(title);
+    return meta->failed ? hm_fail_memory(err, "metadata") : HM_OK;
+}
+
+/* NAME.hyper.safetensors → NAME.base.safetensors. */
+static char *base_path_of(const char *path, hm_error *err)
+{
+    static const char *const endings[] = {".hyper.safetensors", ".safetensors"};
+    size_t length = strlen(path);
+    for (size_t i = 0; i < 2; i++) {
+        size_t ending = strlen(endings[i]);
+        if (length > ending && strcmp(path + length - ending, endings[i]) == 0) {
+            length -= ending;
+            break;
+        }
+    }
+    hm_text text = {0};
+    hm_text_add(&text, path, length);
+    hm_text_put(&text, ".base.safetensors");
+    if (!text.failed) return text.data;
+    hm_text_clear(&text);
+    hm_fail_memory(err, "a path");
+    return NULL;
+}
+
+/* Everything that save opens, so that one place closes it. */
+struct save_files {
+    hm_layout layout;
+    hm_output base, hyper;
+    hm_meta_list meta;
+    hm_tensor_info *all;
+    char *base_path;
+    double *placeholders;
+};
+
+static bool wants_low(const hm_hyper *hyper, const hm_save_options *options)
+{
+    if (hyper->base != HM_BASE_MEAN) return false;
+    double largest = 0, smallest = INFINITY;
+    for (size_t m = 0; m < hyper->solution.members; m++) largest = fmax(largest, hyper->solution.norm[m]);
+    for (size_t m = 0; m < hyper->solution.members; m++) /* a model that is the mean itself has no Δ to lose */
+        if (hyper->solution.norm[m] > 1e-6 * largest) smallest = fmin(smallest, hyper->solution.norm[m]);
+    return options->base_low || sqrt(hyper->rounding) > LOW_THRESHOLD * smallest;
+}
+
+static hm_status begin_files(struct save_files *files, struct save_pass *pass, const char *path, bool split, hm_error *err)
+{
+    hm_hyper *hyper = pass->hyper;
+    const hm_layout *layout = &files->layout;
+    size_t members = hyper->solution.members;
+    files->placeholders = hm_alloc(members, sizeof(double));
+    files->all = hm_alloc(layout->base_count + layout->extra_count, sizeof *files->all);
+    if (files->placeholders == NULL || files->all == NULL) return hm_fail_memory(err, "the layout of a file");
+    for (size_t m = 0; m < members; m++) files->placeholders[m] = HM_NUMBER_PLACEHOLDER;
+
+    if (split) {
+        HM_TRY(make_meta(&files->meta, hyper, files->base_path, NULL, HM_HASH_PLACEHOLDER, false, err));
+        HM_TRY(hm_output_begin(&files->base, files->base_path, layout->base, layout->base_count, files->meta.entries,
+                               files->meta.count, err));
+        hm_meta_clear(&files->meta);
+        const char *slash = strrchr(files->base_path, '/');
+        hyper->base_name = hm_copy_text(slash != NULL ? slash + 1 : files->base_path);
+        if (hyper->base_name == NULL) return hm_fail_memory(err, "a name");
+        memcpy(hyper->base_header_hash, HM_HASH_PLACEHOLDER, sizeof hyper->base_header_hash);
+        hyper->base_bytes = files->base.end;
+    }
+    size_t base_here = split ? 0 : layout->base_count;
+    if (base_here > 0) memcpy(files->all, layout->base, base_here * sizeof *files->all);
+    memcpy(files->all + base_here, layout->extra, layout->extra_count * sizeof *files->all);
+    HM_TRY(make_meta(&files->meta, hyper, path, files->placeholders, HM_HASH_PLACEHOLDER, true, err));
+    HM_TRY(hm_output_begin(&files->hyper, path, files->all, base_here + layout->extra_count, files->meta.entries,
+                           files->meta.count, err));
+    hm_meta_clear(&files->meta);
+    pass->base_out = split ? &files->base : &files->hyper;
+    pass->extra_out = &files->hyper;
+    pass->extra_from = base_here;
+    return HM_OK;
+}
+
+static hm_status finish_files(struct save_files *files, struct save_pass *pass, const char *path, bool split, hm_job *job,
+                              hm_error *err)
+{
+    hm_hyper *hyper = pass->hyper;
+    size_t members = hyper->solution.members;
+    char hash[65];
+    double *stored = hm_alloc(members, sizeof(double));
+    if (stored == NULL) return hm_fail_memory(err, "the residuals");
+    for (size_t m = 0; m < members; m++) {
+        double norm = hyper->solution.norm[m];
+        stored[m] = norm > 0 ? sqrt(pass->left[m]) / norm : 0;
+    }
+    hm_release(hyper->residual_stored);
+    hyper->residual_stored = stored;
+    if (split) {
+        HM_TRY(hm_output_data_hash(&files->base, hash, job, err));
+        HM_TRY(make_meta(&files->meta, hyper, files->base_path, NULL, hash, false, err));
+        HM_TRY(hm_output_finish(&files->base, files->meta.entries, files->meta.count, hyper->base_header_hash, err));
+        hm_meta_clear(&files->meta);
+    }
+    HM_TRY(hm_output_data_hash(&files->hyper, hash, job, err));
+    HM_TRY(make_meta(&files->meta, hyper, path, stored, hash, true, err));
+    return hm_output_finish(&files->hyper, files->meta.entries, files->meta.count, NULL, err);
+}
+
+static hm_status check_targets(const struct save_files *files, const hm_hyper *hyper, const char *path,
+                               const hm_save_options *options, hm_error *err)
+{
+    const hm_plan *plan = hyper->plan;
+    HM_TRY(hm_output_check_target(path, plan->sources, plan->source_count, options->force, err));
+    HM_TRY(hm_output_check_target(path, &plan->base, 1, options->force, err));
+    if (files->base_path == NULL) return HM_OK;
+    return hm_output_check_target(files->base_path, plan->sources, plan->source_count, options->force, err);
+}
+
+hm_status hm_hyper_save(hm_hyper *hyper, const char *path, const hm_save_options *options, hm_job *job, hm_error *err)
+{
+    static const hm_save_options defaults = {0};
+    if (options == NULL) options = &defaults;
+    if (hyper->plan == NULL)
+        return hm_fail(err, HM_ERR_ARGUMENT, hm_source_label(hyper->file), NULL, "is already a file; copy it");
+    bool split = options->split;
+    if (split && hyper->base != HM_BASE_MEAN)
+        return hm_fail(err, HM_ERR_ARGUMENT, path, NULL, "only a mean base can be split off; other bases are not in the file");
+
+    struct save_files files = {.base = {.file = {.fd = -1}}, .hyper = {.file = {.fd = -1}}};
+    struct save_pass pass = {.hyper = hyper,
+                             .layout = &files.layout,
+                             .kernels = hm_kernels_best(),
+                             .members = hyper->solution.members,
+                             .directions = hyper->solution.directions};
+    hm_status status = HM_OK;
+    if (hyper->base == HM_BASE_MEAN) { /* an earlier save may have split its base off */
+        hm_release(hyper->base_name);
+        hyper->base_name = NULL;
+    }
+    if (split && (files.base_path = base_path_of(path, err)) == NULL) status = HM_ERR_MEMORY;
+    if (status == HM_OK) status = check_targets(&files, hyper, path, options, err);
+    if (status == HM_OK) status = hm_layout_make(&files.layout, hyper, wants_low(hyper, options), split, err);
+    if (status == HM_OK) status = begin_files(&files, &pass, path, split, err);
+    if (status == HM_OK) status = run_pass(&pass, job, err);
+    if (status == HM_OK) status = finish_files(&files, &pass, path, split, job, err);
+    if (status != HM_OK && split) { /* the document must not speak of a file that is not there */
+        hm_release(hyper->base_name);
+        hyper->base_name = NULL;
+    }
+    hm_output_close(&files.base);
+    hm_output_close(&files.hyper);
+    hm_meta_clear(&files.meta);
+    hm_layout_clear(&files.layout);
+    hm_release(files.all);
+    hm_release(files.base_path);
+    hm_release(files.placeholders);
+    release_pass(&pass);
+    return status;
+}

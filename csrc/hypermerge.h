@@ -1,0 +1,248 @@
+/* hypermerge.h: the public interface of the hyper-merge core, and its manual.
+ *
+ * What it does.  M checkpoints W_1 … W_M of one architecture go in, a hyper-model comes out: a base B and K directions
+ * D_1 … D_K with multipliers c, such that  W_m ≈ B + Σ_k c_mk D_k  with the smallest possible squared error
+ * (Eckart–Young).  Two streaming passes over the files: one measures the M × M Gram matrix of ΔW_m = W_m − B
+ * (hm_solve), one writes (hm_hyper_save, hm_hyper_merge).
+ *
+ * Conventions, which hold unless a function says otherwise
+ *   strings    UTF-8, NUL-terminated.  Paths are what the operating system takes.
+ *   sizes      `_bytes` are bytes, `elements` are numbers; never mixed.
+ *   matrices   row-major f64.
+ *   ownership  a function that fills `*out` gives the caller one reference or one block of memory: close it with the
+ *              matching `_close`, free text with hm_free.  Arguments are borrowed for the call only; objects that must
+ *              outlive it (sources inside a hyper-model) take a reference of their own.
+ *   NULL       may be passed to every `_close` and to hm_free; for `err`, `job` and an options pointer (= defaults).
+ *   errors     every function that can fail returns hm_status; on failure `*out` is untouched and `err` holds one line
+ *              of text: what, which file, which tensor, what to do.
+ *   threads    different objects may be used in different threads.  One object may be read by several threads at a
+ *              time.  Progress is reported on the calling thread only.
+ *   memory     the streaming passes keep to hm_job.memory_budget however large the files are; beside it come a few
+ *              hundred bytes per tensor name.
+ *   process    the core never prints, never exits or aborts, changes no signal, locale or environment, and keeps no
+ *              global state but the choice of kernels, made once from what the CPU can do (HM_CPU=portable forces
+ *              the portable ones).
+ */
+#ifndef HYPERMERGE_H
+#define HYPERMERGE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define HM_VERSION "0.1.0"
+#define HM_MAX_MEMBERS 64 /* checkpoints in one solve */
+#define HM_MAX_DIMS 8     /* dimensions of one tensor */
+
+/* ---- errors ----------------------------------------------------------------------------------------------------- */
+
+typedef enum hm_status {
+    HM_OK = 0,
+    HM_ERR_ARGUMENT,  /* the caller's values make no sense (a weight of −1, K larger than the rank, an unknown glob) */
+    HM_ERR_MEMORY,    /* memory could not be had; nothing was changed */
+    HM_ERR_IO,        /* the operating system said no, or a file changed while it was being read */
+    HM_ERR_FORMAT,    /* a file breaks the safetensors or the hyper-model format */
+    HM_ERR_MISMATCH,  /* the inputs do not go together: shapes, names, families, NaN */
+    HM_ERR_CANCELLED  /* hm_job.progress returned non-zero */
+} hm_status;
+
+typedef struct hm_error {
+    hm_status status;
+    char file[512];     /* the file it happened in, or "" */
+    char tensor[256];   /* the tensor it happened in, or "" */
+    char message[1536]; /* one line, complete in itself (names file and tensor again) */
+} hm_error;
+
+/* ---- long work: budget, threads, progress, cancel ---------------------------------------------------------------- */
+
+/* Zero-initialise, then set what you need.  Borrowed during the call; the `out_` fields are written by it. */
+typedef struct hm_job {
+    uint64_t memory_budget; /* bytes for buffers; 0 = 256 MiB; below 16 MiB counts as 16 MiB */
+    unsigned threads;       /* threads that compute; 0 = one per usable CPU, at most 16 */
+    /* Called on the calling thread about 20 times a second and once at the end, with bytes handled so far and in all.
+     * Non-zero cancels: the call returns HM_ERR_CANCELLED and leaves no file behind.  May be NULL. */
+    int (*progress)(void *user, uint64_t done_bytes, uint64_t total_bytes);
+    void *user;
+    uint64_t out_direct_bytes; /* read past the page cache (O_DIRECT), because the file was cold */
+    uint64_t out_cached_bytes; /* read through the page cache */
+    double out_seconds;        /* wall time of the streaming pass or passes */
+} hm_job;
+
+/* ---- element types ------------------------------------------------------------------------------------------------ */
+
+typedef enum hm_dtype {
+    HM_F64 = 0, HM_F32, HM_F16, HM_BF16, HM_F8_E4M3, HM_F8_E5M2, /* the floating-point types: these can be merged */
+    HM_I64, HM_I32, HM_I16, HM_I8, HM_U64, HM_U32, HM_U16, HM_U8, HM_BOOL,
+    HM_DTYPE_COUNT,
+    HM_DTYPE_KEEP = -1 /* in options: each tensor keeps the type it has in the carrier */
+} hm_dtype;
+
+const char *hm_dtype_name(hm_dtype dtype); /* as in safetensors: "F16", …; never NULL */
+size_t hm_dtype_bytes(hm_dtype dtype);     /* 1, 2, 4 or 8 */
+bool hm_dtype_is_float(hm_dtype dtype);
+
+/* ---- sources: where weights come from ------------------------------------------------------------------------------ */
+
+typedef struct hm_source hm_source; /* reference counted: a safetensors file, or tensors that the caller owns */
+
+/* One tensor of a source.  Read-only; lives as long as the source. */
+typedef struct hm_tensor_info {
+    const char *name;
+    hm_dtype dtype;
+    unsigned ndim;                /* 0 = one number */
+    uint64_t shape[HM_MAX_DIMS];  /* elements per dimension; 0 allowed */
+    uint64_t elements;            /* product of the shape */
+    uint64_t bytes;
+    uint64_t offset;              /* files: of its first byte, from the start of the file */
+    const void *data;             /* borrowed tensors: address of element [0, …, 0]; files: NULL */
+    int64_t strides[HM_MAX_DIMS]; /* borrowed tensors: in elements */
+} hm_tensor_info;
+
+/* Opens a safetensors file and checks its whole header before anything else: see io/header_scan.h for the rules.  The
+ * descriptor stays open, so a file that is replaced later is still read in its old form; a file that is rewritten or
+ * truncated in place is noticed by every pass and refused.  HM_ERR_IO, HM_ERR_FORMAT, HM_ERR_MEMORY. */
+hm_status hm_source_open(hm_source **out, const char *path, hm_error *err);
+
+/* Tensors in memory (torch, NumPy, …).  `tensors[i].name, dtype, ndim, shape, data, strides` are read; names and shapes
+ * are copied, the numbers are not: they must stay valid and unchanged while the source lives.  `name` stands for the
+ * source in tables and errors. */
+hm_status hm_source_borrow(hm_source **out, const char *name, const hm_tensor_info *tensors, size_t count,
+                           hm_error *err);
+
+hm_source *hm_source_keep(hm_source *source); /* one more reference; returns its argument */
+void hm_source_close(hm_source *source);      /* one reference less */
+
+const char *hm_source_name(const hm_source *source); /* file name without folder and extensions, or the given name */
+const char *hm_source_path(const hm_source *source); /* absolute path, or NULL for tensors in memory */
+size_t hm_source_count(const hm_source *source);
+const hm_tensor_info *hm_source_tensor(const hm_source *source, size_t i); /* 0 ≤ i < count, in file order */
+const hm_tensor_info *hm_source_find(const hm_source *source, const char *name); /* NULL if absent; O(log n) */
+/* Value of a `__metadata__` key, or NULL.  The text may hold anything: it comes from the file. */
+const char *hm_source_metadata(const hm_source *source, const char *key);
+/* What the file is, as JSON: {"name","path","size","family","tensors","parameters","dtypes":{…},"components":{…},
+ * "header_hash","metadata":{…}}.  Free with hm_free. */
+hm_status hm_source_describe(hm_source *source, char **out_json, hm_error *err);
+/* The file's sha256 in 64 hexadecimal digits; reads all of it.  `out` has 65 bytes. */
+hm_status hm_source_sha256(hm_source *source, char *out, hm_job *job, hm_error *err);
+/* Names the file's sha256, known from elsewhere (a host's cache), to be recorded in what is written.  Not checked. */
+hm_status hm_source_set_sha256(hm_source *source, const char *hex, hm_error *err);
+
+/* ---- which tensors take part ---------------------------------------------------------------------------------------- */
+
+/* Globs are those of Python's fnmatch.fnmatchcase (`*`, `?`, `[…]`, `[!…]`) on tensor names.  Without `include`, every
+ * floating-point tensor but the VAE and the T5 encoder is merged; with it, exactly those that match one.  `exclude` takes
+ * away.  A glob that matches nothing is an error.  What is never averaged (integers, position_ids, scheduler buffers …)
+ * stays so: see model/policy.c. */
+typedef struct hm_selection {
+    const char *const *include;
+    size_t includes;
+    const char *const *exclude;
+    size_t excludes;
+    bool common;          /* merge what all inputs share; copy the rest from the carrier instead of refusing */
+    bool allow_nonfinite; /* copy a tensor that holds NaN or Inf from the carrier instead of refusing */
+} hm_selection;
+
+/* ---- solve -------------------------------------------------------------------------------------------------------- */
+
+typedef enum hm_base { HM_BASE_MEAN = 0, HM_BASE_FILE, HM_BASE_NONE } hm_base;
+typedef enum hm_method { HM_EXACT = 0, HM_ALS } hm_method;
+
+typedef struct hm_solve_options {
+    hm_base base;
+    hm_source *base_source; /* with HM_BASE_FILE */
+    unsigned directions;    /* K; 0 = min(2, rank); more than the rank is HM_ERR_ARGUMENT */
+    hm_method method;       /* exact, or the alternating updates of the original tool run on the Gram matrix */
+    const double *weights;  /* M values > 0, or NULL = all equal */
+    hm_selection selection;
+    unsigned carrier;       /* which input gives the tensors that are not merged (with HM_BASE_FILE the base does) */
+    hm_dtype dtype;         /* of the merged tensors when saved; HM_DTYPE_KEEP */
+} hm_solve_options;
+
+typedef struct hm_hyper hm_hyper; /* reference counted: a solved or an opened hyper-model */
+
+/* Measures the Gram matrix (one read of every input) and finds the directions.  Nothing is written; the result keeps
+ * the sources and knows its multipliers, residuals and loss: hm_hyper_document.
+ * HM_ERR_MISMATCH for inputs that do not go together or that hold NaN or Inf. */
+hm_status hm_solve(hm_hyper **out, hm_source *const *sources, size_t count, const hm_solve_options *options, hm_job *job,
+                   hm_error *err);
+
+/* Opens NAME.hyper.safetensors.  A linked base is looked for beside the file, then in `folders`, and known by its
+ * header hash; where it is not found, only the document and the map work, and other calls say so. */
+hm_status hm_hyper_open(hm_hyper **out, const char *path, const char *const *folders, size_t folder_count, hm_error *err);
+hm_hyper *hm_hyper_keep(hm_hyper *hyper);
+void hm_hyper_close(hm_hyper *hyper);
+
+/* The `hypermerge` metadata document as JSON text.  Free with hm_free. */
+hm_status hm_hyper_document(hm_hyper *hyper, char **out_json, hm_error *err);
+size_t hm_hyper_members(const hm_hyper *hyper);    /* M */
+size_t hm_hyper_directions(const hm_hyper *hyper); /* K */
+
+typedef struct hm_save_options {
+    bool force;       /* replace a file that hyper-merge did not write */
+    bool base_low;    /* store W̃ − round(W̃) even where it costs less than 1 % of the smallest Δ */
+    bool split;       /* W̃ as a plain checkpoint NAME.base.safetensors, the directions beside it */
+} hm_save_options;
+
+/* Writes a solved hyper-model: second read of every input, one write.  Afterwards the document also has
+ * `residual_stored`.  The file appears whole or not at all.  HM_ERR_ARGUMENT for an opened (already saved) one, or when
+ * `path` is one of the inputs. */
+hm_status hm_hyper_save(hm_hyper *hyper, const char *path, const hm_save_options *options, hm_job *job, hm_error *err);
+
+typedef struct hm_block_value {
+    const char *glob;   /* on tensor names; the last match wins */
+    const double *at;   /* `directions` multipliers */
+} hm_block_value;
+
+typedef struct hm_merge_options {
+    const double *at;           /* multipliers; missing ones are 0 */
+    size_t at_count;            /* at most K */
+    const hm_block_value *blocks; /* other multipliers for the tensors that match */
+    size_t block_count;
+    hm_dtype dtype;             /* HM_DTYPE_KEEP */
+    hm_source *const *exact;    /* the M inputs, in order: stream the blend from them instead of the stored directions */
+    size_t exact_count;
+    hm_source *carrier;         /* gives what is not merged; NULL = as solved */
+    hm_source *vae;             /* gives the VAE, under its full names or without prefix; NULL = the carrier */
+    bool force;
+} hm_merge_options;
+
+/* Writes the checkpoint B + Σ_k at_k D_k.  Arithmetic: x = base (+ base_low); x += c_k · D_k for ascending k, product and
+ * sum each rounded to f32, c_k = 0 skipped; one rounding to nearest even at the end: the same bytes on every CPU. */
+hm_status hm_hyper_merge(hm_hyper *hyper, const char *path, const hm_merge_options *options, hm_job *job, hm_error *err);
+
+/* Coordinates of a model that was not merged: the c that minimises ‖X − B − Σ c_k D_k‖, and the relative residual.
+ * JSON {"name","multipliers":[K],"residual","norm"}.  One read of X and of the hyper-model. */
+hm_status hm_hyper_project(hm_hyper *hyper, hm_source *x, char **out_json, hm_job *job, hm_error *err);
+
+/* ---- questions without an output file -------------------------------------------------------------------------------- */
+
+/* JSON {"models":[name…],"gram","distance","cosine" (M × M each),"norm":[M],"duplicates":[[name…]…],
+ *  "distance_to_others":[M],"notes":[…]}.  gram and cosine are about the mean; distance_to_others is that of each model to
+ * the affine hull of the others: how much of it no mixture of them can give. */
+hm_status hm_compare(hm_source *const *sources, size_t count, const hm_selection *selection, char **out_json, hm_job *job,
+                     hm_error *err);
+
+typedef struct hm_recover_options {
+    hm_selection selection;
+    bool free_sum; /* do not force the weights to sum to 1 */
+    bool blocks;   /* also per block */
+} hm_recover_options;
+
+/* The mixture Σ w_m W_m that best explains X.  JSON {"name","parents":[name…],"weights":[M],"residual","rms",
+ * "blocks":{block:{"weights","residual"}}}; `residual` is relative to ‖X − mean of the parents‖, `rms` absolute per element. */
+hm_status hm_recover(hm_source *x, hm_source *const *parents, size_t count, const hm_recover_options *options,
+                     char **out_json, hm_job *job, hm_error *err);
+
+/* ---- the rest --------------------------------------------------------------------------------------------------------- */
+
+void hm_free(void *memory);       /* text and blocks returned by this library */
+const char *hm_kernel_name(void); /* the kernels in use: "avx2" or "portable" */
+
+#ifdef __cplusplus
+}
+#endif
+#endif

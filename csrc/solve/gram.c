@@ -1,0 +1,250 @@
+#include "solve/gram.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "base/error.h"
+#include "base/memory.h"
+#include "kernels/kernels.h"
+
+struct gram_pass {
+    const hm_gram_spec *spec;
+    const hm_gram_result *out;
+    const hm_kernels *kernels;
+    size_t m, triangle;
+    size_t first;   /* 1 where row 0 is the reference: its differences are zero and need no arithmetic */
+    size_t columns; /* f32 rows of this many numbers fit the cache */
+    float mean_weights[2 * HM_MAX_MEMBERS];
+};
+
+/* Scratch of a worker, in rows of `columns` f32 numbers. */
+struct gram_scratch {
+    float *rows;      /* m */
+    float *reference; /* 1 */
+    float *mean;      /* 2 */
+    float *stored;    /* 2: bytes as they would be written, any dtype */
+};
+
+/* Results of a segment: the triangle, then the rounding error, then a flag. */
+struct gram_tail {
+    double rounding;
+    uint64_t nonfinite;
+};
+
+static struct gram_scratch scratch_of(const struct gram_pass *pass, void *scratch)
+{
+    float *base = scratch;
+    return (struct gram_scratch){.rows = base,
+                                 .reference = base + pass->m * pass->columns,
+                                 .mean = base + (pass->m + 1) * pass->columns,
+                                 .stored = base + (pass->m + 3) * pass->columns};
+}
+
+static struct gram_tail *tail_of(const struct gram_pass *pass, const hm_segment *segment)
+{
+    return (struct gram_tail *)((double *)segment->result + pass->triangle);
+}
+
+/* Fills scratch.reference with columns [at, at + n); false where the pass or this tensor has none. */
+static bool load_reference(const struct gram_pass *pass, const hm_piece *piece, size_t at, size_t n,
+                           struct gram_scratch scratch)
+{
+    size_t rows[2] = {pass->spec->reference, pass->spec->reference_low};
+    bool loaded = false;
+    for (size_t i = 0; i < 2; i++) {
+        size_t r = rows[i];
+        if (r == HM_GRAM_NO_REFERENCE || piece->raw[r] == NULL) continue;
+        hm_dtype dtype = piece->as[r]->dtype;
+        const char *from = (const char *)piece->raw[r] + at * hm_dtype_bytes(dtype);
+        if (!loaded) {
+            pass->kernels->load[dtype](from, scratch.reference, n);
+        } else {
+            pass->kernels->load[dtype](from, scratch.mean, n);
+            pass->kernels->axpy(scratch.reference, 1.0f, scratch.mean, n);
+        }
+        loaded = true;
+    }
+    return loaded;
+}
+
+static void load_rows(const struct gram_pass *pass, const hm_piece *piece, size_t at, size_t n,
+                      struct gram_scratch scratch)
+{
+    const hm_gram_spec *spec = pass->spec;
+    bool subtract = load_reference(pass, piece, at, n, scratch);
+    for (size_t i = pass->first; i < pass->m; i++) {
+        float *row = scratch.rows + i * pass->columns;
+        bool plain = !subtract || (spec->plain != NULL && spec->plain[i]);
+        if (piece->raw[i] == NULL) {
+            /* Absent counts as zero; of a model that means: no difference, of a direction: none. */
+            memset(row, 0, n * sizeof *row);
+            continue;
+        }
+        hm_dtype dtype = piece->as[i]->dtype;
+        const char *from = (const char *)piece->raw[i] + at * hm_dtype_bytes(dtype);
+        if (plain)
+            pass->kernels->load[dtype](from, row, n);
+        else
+            pass->kernels->load_sub[dtype](from, scratch.reference, row, n);
+    }
+}
+
+/* Squared error of storing the mean of these columns. */
+static double mean_rounding(const struct gram_pass *pass, hm_dtype dtype, size_t n, struct gram_scratch scratch)
+{
+    const hm_kernels *kernels = pass->kernels;
+    float *mean = scratch.mean, *error = scratch.mean + pass->columns;
+    kernels->combine(scratch.rows + pass->first * pass->columns, pass->columns, pass->m - pass->first, n,
+                     pass->mean_weights + pass->first, 1, mean, pass->columns);
+    kernels->axpy(mean, 1.0f, scratch.reference, n);
+    kernels->store[dtype](mean, scratch.stored, n);
+    kernels->load_sub[dtype](scratch.stored, mean, error, n);
+    return kernels->sum_squares(error, n);
+}
+
+/* A sum came out as NaN or Inf.  Either some input holds NaN or Inf: says which and where; or the numbers are so large that
+ * their squares leave the f32 range: then *found stays false. */
+static hm_status find_culprit(const struct gram_pass *pass, const hm_piece *piece, size_t at, size_t n, float *row,
+                              bool *found, hm_error *err)
+{
+    const hm_gram_spec *spec = pass->spec;
+    *found = false;
+    for (size_t r = 0; r < spec->row_count; r++) {
+        if (piece->raw[r] == NULL) continue;
+        hm_dtype dtype = piece->as[r]->dtype;
+        pass->kernels->load[dtype]((const char *)piece->raw[r] + at * hm_dtype_bytes(dtype), row, n);
+        size_t bad = pass->kernels->find_nonfinite(row, n);
+        if (bad == n) continue;
+        *found = true;
+        if (spec->allow_nonfinite) return HM_OK;
+        return hm_fail(err, HM_ERR_MISMATCH, hm_source_label(spec->rows[r].source), spec->names[piece->tensor],
+                       "holds %s at index %llu; repair or leave out this model, or use --allow-nonfinite",
+                       isnan(row[bad]) ? "NaN" : "Inf", (unsigned long long)(piece->start + at + bad));
+    }
+    return HM_OK;
+}
+
+/* The same sums in f64, for numbers whose squares leave the f32 range. */
+static void gram_in_f64(const float *rows, size_t stride, size_t m, size_t n, double *g)
+{
+    for (size_t i = 0; i < m; i++)
+        for (size_t j = 0; j <= i; j++) {
+            double sum = 0;
+            for (size_t t = 0; t < n; t++) sum += (double)rows[i * stride + t] * (double)rows[j * stride + t];
+            g[HM_TRIANGLE(i, j)] += sum;
+        }
+}
+
+static bool diagonal_is_finite(const double *g, size_t m)
+{
+    for (size_t i = 0; i < m; i++)
+        if (!isfinite(g[HM_TRIANGLE(i, i)])) return false;
+    return true;
+}
+
+static hm_status gram_work(void *user, const hm_piece *piece, const hm_segment *segment, void *scratch_block,
+                           hm_error *err)
+{
+    struct gram_pass *pass = user;
+    struct gram_scratch scratch = scratch_of(pass, scratch_block);
+    struct gram_tail *tail = tail_of(pass, segment);
+    double *triangle = segment->result;
+    double here[HM_TRIANGLE(2 * HM_MAX_MEMBERS, 0)];
+    size_t first = pass->first, m = pass->m - first, pairs = HM_TRIANGLE(m, 0);
+    const float *rows = scratch.rows + first * pass->columns;
+    for (size_t at = 0; at < piece->count && tail->nonfinite == 0; at += pass->columns) {
+        size_t n = piece->count - at < pass->columns ? piece->count - at : pass->columns;
+        load_rows(pass, piece, at, n, scratch);
+        memset(here, 0, pairs * sizeof *here);
+        pass->kernels->gram(rows, pass->columns, m, n, here);
+        if (!diagonal_is_finite(here, m)) {
+            bool found;
+            HM_TRY(find_culprit(pass, piece, at, n, scratch.mean, &found, err));
+            if (found) {
+                tail->nonfinite = 1;
+                break;
+            }
+            memset(here, 0, pairs * sizeof *here);
+            gram_in_f64(rows, pass->columns, m, n, here);
+        }
+        for (size_t i = 0; i < m; i++)
+            for (size_t j = 0; j <= i; j++) triangle[HM_TRIANGLE(i + first, j + first)] += here[HM_TRIANGLE(i, j)];
+        if (pass->spec->mean_weights != NULL)
+            tail->rounding += mean_rounding(pass, pass->spec->mean_dtypes[piece->tensor], n, scratch);
+    }
+    return HM_OK;
+}
+
+static hm_status gram_commit(void *user, const hm_segment *segment, hm_error *err)
+{
+    struct gram_pass *pass = user;
+    const struct gram_tail *tail = tail_of(pass, segment);
+    const double *triangle = segment->result;
+    double *sum = pass->out->grams + segment->tensor * pass->triangle;
+    (void)err;
+    if (tail->nonfinite != 0) pass->out->nonfinite[segment->tensor] = true;
+    for (size_t i = 0; i < pass->triangle; i++) sum[i] += triangle[i];
+    pass->out->rounding[segment->tensor] += tail->rounding;
+    return HM_OK;
+}
+
+hm_status hm_gram_measure(hm_gram_result *out, const hm_gram_spec *spec, hm_job *job, hm_error *err)
+{
+    size_t m = spec->gram_rows, triangle = HM_TRIANGLE(m, 0);
+    hm_gram_result result = {.grams = hm_alloc(spec->tensor_count * triangle, sizeof(double)),
+                             .rounding = hm_alloc(spec->tensor_count, sizeof(double)),
+                             .nonfinite = hm_alloc(spec->tensor_count, sizeof(bool))};
+    if (result.grams == NULL || result.rounding == NULL || result.nonfinite == NULL) {
+        hm_gram_clear(&result);
+        return hm_fail_memory(err, "the Gram matrices");
+    }
+    struct gram_pass pass = {.spec = spec, .out = &result, .kernels = hm_kernels_best(), .m = m, .triangle = triangle};
+    pass.first = spec->reference == 0 && spec->plain == NULL && m > 1 ? 1 : 0;
+    pass.columns = m <= 8 ? HM_KERNEL_COLUMNS : m <= 16 ? HM_KERNEL_COLUMNS / 2 : HM_KERNEL_COLUMNS / 4;
+    for (size_t i = 0; spec->mean_weights != NULL && i < m; i++) pass.mean_weights[i] = (float)spec->mean_weights[i];
+
+    hm_stream stream = {.row_count = spec->row_count,
+                        .tensor_count = spec->tensor_count,
+                        .rows = spec->rows,
+                        .elements = spec->elements,
+                        .result_bytes = triangle * sizeof(double) + sizeof(struct gram_tail),
+                        .scratch_bytes = (m + 5) * pass.columns * sizeof(float),
+                        .work = gram_work,
+                        .commit = gram_commit,
+                        .user = &pass};
+    hm_status status = hm_stream_run(&stream, job, err);
+    if (status != HM_OK) {
+        hm_gram_clear(&result);
+        return status;
+    }
+    for (size_t t = 0; t < spec->tensor_count; t++)
+        if (result.nonfinite[t]) {
+            memset(result.grams + t * triangle, 0, triangle * sizeof(double));
+            result.rounding[t] = 0;
+        }
+    *out = result;
+    return HM_OK;
+}
+
+void hm_gram_clear(hm_gram_result *result)
+{
+    hm_release(result->grams);
+    hm_release(result->rounding);
+    hm_release(result->nonfinite);
+    *result = (hm_gram_result){0};
+}
+
+void hm_gram_sum(const hm_gram_result *result, size_t tensor_count, size_t m, const unsigned *pick, unsigned which,
+                 double *full)
+{
+    memset(full, 0, m * m * sizeof *full);
+    size_t triangle = HM_TRIANGLE(m, 0);
+    for (size_t t = 0; t < tensor_count; t++) {
+        if (pick != NULL && pick[t] != which) continue;
+        const double *part = result->grams + t * triangle;
+        for (size_t i = 0; i < m; i++)
+            for (size_t j = 0; j <= i; j++) full[i * m + j] += part[HM_TRIANGLE(i, j)];
+    }
+    for (size_t i = 0; i < m; i++)
+        for (size_t j = 0; j < i; j++) full[j * m + i] = full[i * m + j];
+}

@@ -1,0 +1,73 @@
+/* The inside of a hyper-model.  It is either solved (it has a plan: inputs are open, directions are known as combinations
+ * of them, nothing is written yet) or opened (it has a file: directions lie there). */
+#ifndef HM_SOLVE_HYPER_H
+#define HM_SOLVE_HYPER_H
+
+#include <stdatomic.h>
+
+#include "base/memory.h"
+#include "model/plan.h"
+#include "solve/solution.h"
+
+#define HM_PREFIX "hypermerge."
+#define HM_PREFIX_DIRECTION "hypermerge.direction."
+#define HM_PREFIX_BASE_LOW "hypermerge.base_low."
+#define HM_DOCUMENT_VERSION 1
+
+typedef struct hm_member {
+    char *name;
+    char header_hash[65], sha256[65]; /* "" = unknown */
+} hm_member;
+
+/* A block's share in the whole: tensors that people who merge move together. */
+typedef struct hm_block_share {
+    char *name;
+    hm_component component;
+    double *gram; /* [M × M] about the base, unweighted */
+} hm_block_share;
+
+struct hm_hyper {
+    atomic_uint references;
+    hm_base base;
+    hm_solution solution;    /* opened ones: members, directions, multipliers, inputs, residual, norm, loss, total, explained */
+    hm_member *members;      /* [M] */
+    double *gram;            /* [M × M] about the base, unweighted */
+    double *weights;         /* [M], sum M; NULL = all equal */
+    double *residual_stored; /* [M]; NULL before anything was written */
+    char *family;
+    char **include, **exclude;
+    size_t include_count, exclude_count;
+    bool common;
+    char *base_name;         /* HM_BASE_FILE, or the split-off W̃: file name with extension */
+    char base_header_hash[65], base_sha256[65];
+    uint64_t base_bytes;     /* size of that file */
+
+    /* solved */
+    hm_plan *plan;
+    hm_dtype dtype;          /* of merged tensors when written */
+    bool *moves;             /* [plan->count]: the inputs differ here, so there is a direction */
+    double rounding;         /* Σ of squared rounding errors of the mean as it would be stored; 0 for other bases */
+    hm_block_share *blocks;
+    size_t block_count;
+
+    /* opened */
+    hm_source *file;
+    hm_source *base_file;    /* where W̃ is: `file` itself, the linked base, or NULL (none, or not found) */
+    char *document;          /* the metadata as it stands in the file */
+};
+
+/* Type under which a merged or copied tensor is written when the carrier has `like` and the user asked for `asked`. */
+hm_dtype hm_output_dtype(const hm_tensor_info *like, hm_dtype asked);
+/* Directions of an fp8 tensor are kept in f16: three bits of mantissa would drown them. */
+hm_dtype hm_direction_dtype(hm_dtype stored);
+
+/* Weights that sum to 1 (of the mean), for all members. */
+void hm_mean_weights(const hm_hyper *hyper, double *out);
+
+/* The document as text; residual_stored NULL leaves those members' entries out. */
+hm_status hm_document_write(const hm_hyper *hyper, const double *residual_stored, hm_text *out, hm_error *err);
+
+/* HM_ERR_ARGUMENT-like refusals shared by calls that need the base of an opened hyper-model. */
+hm_status hm_hyper_need_base(const hm_hyper *hyper, hm_error *err);
+
+#endif

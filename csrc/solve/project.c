@@ -1,0 +1,202 @@
+/* hm_hyper_project: where a model that was not merged lies in the space of the directions.
+ * With D the K directions and x = X − B:  c minimises ‖x − Σ c_k D_k‖², so ⟨D_j, D_k⟩ c = ⟨D_j, x⟩; one Gram matrix of
+ * (D_1 … D_K, x) holds all of it. */
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "base/error.h"
+#include "io/header_write.h"
+#include "solve/gram.h"
+#include "solve/hyper.h"
+#include "solve/questions.h"
+
+#define NAME_ROOM 1024
+
+struct projection {
+    size_t directions;
+    double gram[(HM_MAX_MEMBERS + 1) * (HM_MAX_MEMBERS + 1)]; /* (K + 1)², x last */
+};
+
+static hm_selection selection_of(const hm_hyper *hyper)
+{
+    return (hm_selection){.include = (const char *const *)hyper->include,
+                          .includes = hyper->include_count,
+                          .exclude = (const char *const *)hyper->exclude,
+                          .excludes = hyper->exclude_count,
+                          .common = hyper->common};
+}
+
+/* ---- opened: the directions lie in the file ---------------------------------------------------------------------------- */
+
+static uint32_t part_index(const hm_hyper *hyper, const char *prefix, const char *name)
+{
+    char full[NAME_ROOM];
+    int length = snprintf(full, sizeof full, "%s%s", prefix, name);
+    return length > 0 && (size_t)length < sizeof full ? hm_source_index(hyper->file, full) : HM_ABSENT;
+}
+
+/* Without a base nothing else checks that X has what the directions move. */
+static hm_status check_has_all(const hm_hyper *hyper, const hm_source *x, hm_error *err)
+{
+    static const char prefix[] = HM_PREFIX_DIRECTION "1.";
+    for (size_t i = 0; i < hyper->file->header.count; i++) {
+        const hm_tensor_info *direction = &hyper->file->header.tensors[i];
+        if (strncmp(direction->name, prefix, sizeof prefix - 1) != 0) continue;
+        const hm_tensor_info *tensor = hm_source_find(x, direction->name + sizeof prefix - 1);
+        if (tensor == NULL || tensor->ndim != direction->ndim ||
+            memcmp(tensor->shape, direction->shape, tensor->ndim * sizeof *tensor->shape) != 0)
+            return hm_fail(err, HM_ERR_MISMATCH, hm_source_label(x), direction->name + sizeof prefix - 1,
+                           "is missing or has another shape than the hyper-model's direction");
+    }
+    return HM_OK;
+}
+
+static hm_status measure_opened(struct projection *out, hm_hyper *hyper, hm_source *x, hm_job *job, hm_error *err)
+{
+    HM_TRY(hm_hyper_need_base(hyper, err));
+    hm_source *base = hyper->base == HM_BASE_NONE ? NULL : hyper->base_file;
+    if (base == NULL) HM_TRY(check_has_all(hyper, x, err));
+    hm_selection selection = selection_of(hyper);
+    hm_plan *plan = NULL;
+    HM_TRY(hm_plan_make(&plan, &x, 1, base, NULL, &selection, err));
+
+    size_t directions = out->directions, columns = directions + 3, count = 0;
+    hm_stream_row rows[HM_MAX_MEMBERS + 3];
+    bool plain[HM_MAX_MEMBERS + 1] = {false};
+    uint64_t *elements = hm_alloc(plan->merged_count, sizeof *elements);
+    const char **names = hm_alloc(plan->merged_count, sizeof *names);
+    uint32_t *index = hm_alloc(plan->merged_count * columns, sizeof *index);
+    hm_gram_result grams = {0};
+    hm_status status = HM_OK;
+    if (elements == NULL || names == NULL || index == NULL) status = hm_fail_memory(err, "the list of tensors");
+    for (size_t t = 0; status == HM_OK && t < plan->count; t++) {
+        if (plan->tensors[t].action != HM_ACTION_MERGE) continue;
+        uint32_t *row = index + count * columns;
+        const char *name = plan->tensors[t].like->name;
+        for (size_t k = 0; k < directions; k++) {
+            char prefix[64];
+            snprintf(prefix, sizeof prefix, HM_PREFIX_DIRECTION "%zu.", k + 1);
+            row[k] = part_index(hyper, prefix, name);
+        }
+        row[directions] = plan->index[t];
+        row[directions + 1] = plan->base_index[t];
+        row[directions + 2] = base != NULL ? part_index(hyper, HM_PREFIX_BASE_LOW, name) : HM_ABSENT;
+        elements[count] = plan->tensors[t].like->elements;
+        names[count++] = name;
+    }
+    for (size_t r = 0; r < columns; r++)
+        rows[r] = (hm_stream_row){.source = hyper->file, .index = index + r, .stride = columns};
+    rows[directions].source = x;
+    if (base != NULL) rows[directions + 1].source = base;
+    for (size_t k = 0; k < HM_MAX_MEMBERS; k++) plain[k] = k < directions;
+    hm_gram_spec spec = {.row_count = columns,
+                         .rows = rows,
+                         .gram_rows = directions + 1,
+                         .reference = base != NULL ? directions + 1 : HM_GRAM_NO_REFERENCE,
+                         .reference_low = base != NULL ? directions + 2 : HM_GRAM_NO_REFERENCE,
+                         .plain = plain,
+                         .tensor_count = count,
+                         .elements = elements,
+                         .names = names};
+    if (status == HM_OK) status = hm_gram_measure(&grams, &spec, job, err);
+    if (status == HM_OK) hm_gram_sum(&grams, count, directions + 1, NULL, 0, out->gram);
+    hm_gram_clear(&grams);
+    hm_release(elements);
+    hm_release(names);
+    hm_release(index);
+    hm_plan_free(plan);
+    return status;
+}
+
+/* ---- solved: the directions are combinations of the inputs -------------------------------------------------------------- */
+
+/* With d_m = W_m − R and d_X = X − R (R = W_1 for a mean base, else B):  D_k = Σ_m (a_km − ŵ_m Σ_j a_kj) d_m and
+ * x = d_X − Σ ŵ_m d_m, where ŵ = 0 unless the base is the mean.  Row by row that is T, and the Gram wanted is T G Tᵀ. */
+static void transform(struct projection *out, const hm_hyper *hyper, const double *gram)
+{
+    const hm_solution *solution = &hyper->solution;
+    size_t members = solution->members, m = members + 1, k1 = solution->directions + 1;
+    double weights[HM_MAX_MEMBERS] = {0}, row[2][HM_MAX_MEMBERS + 1];
+    if (hyper->base == HM_BASE_MEAN) hm_mean_weights(hyper, weights);
+    for (size_t p = 0; p < k1; p++)
+        for (size_t q = 0; q <= p; q++) {
+            size_t which[2] = {p, q};
+            for (size_t side = 0; side < 2; side++) {
+                bool is_x = which[side] == solution->directions;
+                const double *a = solution->inputs + which[side] * members;
+                double sum = 0;
+                for (size_t i = 0; i < members; i++) sum += is_x ? 0 : a[i];
+                for (size_t i = 0; i < members; i++) row[side][i] = is_x ? -weights[i] : a[i] - weights[i] * sum;
+                row[side][members] = is_x ? 1 : 0;
+            }
+            double value = 0;
+            for (size_t i = 0; i < m; i++)
+                for (size_t j = 0; j < m; j++) value += row[0][i] * gram[i * m + j] * row[1][j];
+            out->gram[p * k1 + q] = out->gram[q * k1 + p] = value;
+        }
+}
+
+static hm_status measure_solved(struct projection *out, hm_hyper *hyper, hm_source *x, hm_job *job, hm_error *err)
+{
+    size_t members = hyper->solution.members;
+    if (members >= HM_MAX_MEMBERS)
+        return hm_fail(err, HM_ERR_ARGUMENT, NULL, NULL, "save the hyper-model first, then project on the saved file");
+    hm_source *all[HM_MAX_MEMBERS + 1];
+    memcpy(all, hyper->plan->sources, members * sizeof *all);
+    all[members] = x;
+    size_t count = members + 1;
+    /* With a base file: measured about it by making it the first of the sources and dropping its row afterwards. */
+    bool file = hyper->base == HM_BASE_FILE;
+    if (file) {
+        memmove(all + 1, all, count * sizeof *all);
+        all[0] = hyper->plan->base;
+        count++;
+    }
+    hm_selection selection = selection_of(hyper);
+    hm_plan *plan = NULL;
+    HM_TRY(hm_plan_make(&plan, all, count, NULL, hyper->plan->carrier, &selection, err));
+    double *gram = hm_alloc(2 * count * count, sizeof(double));
+    hm_status status = gram != NULL ? HM_OK : hm_fail_memory(err, "the Gram matrix");
+    if (status == HM_OK) status = hm_measure_plan(plan, hyper->base != HM_BASE_NONE, false, gram, NULL, job, err);
+    if (status == HM_OK) {
+        double *inner = gram + count * count;
+        size_t skip = file ? 1 : 0, m = count - skip;
+        for (size_t i = 0; i < m; i++)
+            for (size_t j = 0; j < m; j++) inner[i * m + j] = gram[(i + skip) * count + j + skip];
+        transform(out, hyper, inner);
+    }
+    hm_release(gram);
+    hm_plan_free(plan);
+    return status;
+}
+
+hm_status hm_hyper_project(hm_hyper *hyper, hm_source *x, char **out_json, hm_job *job, hm_error *err)
+{
+    struct projection *projection = hm_alloc(1, sizeof *projection);
+    if (projection == NULL) return hm_fail_memory(err, "a projection");
+    size_t k = projection->directions = hyper->solution.directions, k1 = k + 1;
+    hm_status status = hyper->plan != NULL ? measure_solved(projection, hyper, x, job, err)
+                                           : measure_opened(projection, hyper, x, job, err);
+    double directions[HM_MAX_MEMBERS * HM_MAX_MEMBERS], right[HM_MAX_MEMBERS], c[HM_MAX_MEMBERS] = {0};
+    double square = projection->gram[k * k1 + k], rest = square;
+    for (size_t i = 0; i < k; i++) {
+        right[i] = projection->gram[i * k1 + k];
+        for (size_t j = 0; j < k; j++) directions[i * k + j] = projection->gram[i * k1 + j];
+    }
+    if (status == HM_OK && k > 0) status = hm_least_squares(directions, k, right, square, c, &rest, err);
+    if (status == HM_OK) {
+        hm_text text = {0};
+        hm_text_put(&text, "{\"name\":");
+        hm_json_string(&text, hm_source_name(x));
+        hm_put_vector(&text, "multipliers", c, k);
+        hm_text_put(&text, ",\"residual\":");
+        hm_json_number(&text, square > 0 ? sqrt(rest / square) : 0);
+        hm_text_put(&text, ",\"norm\":");
+        hm_json_number(&text, sqrt(fmax(square, 0)));
+        hm_text_put(&text, "}");
+        status = hm_give_text(&text, out_json, err);
+    }
+    hm_release(projection);
+    return status;
+}

@@ -1,0 +1,20 @@
+/* Shared by the questions that measure but write no weights: compare, recover, project. */
+#ifndef HM_SOLVE_QUESTIONS_H
+#define HM_SOLVE_QUESTIONS_H
+
+#include "base/memory.h"
+#include "model/plan.h"
+#include "solve/gram.h"
+
+/* Gram of the merged tensors of `plan` about one of its sources (or about nothing): total[M × M], and per block
+ * blocks[block_count × M × M] where not NULL. */
+hm_status hm_measure_plan(const hm_plan *plan, bool subtract_first, bool allow_nonfinite, double *total, double *blocks,
+                          hm_job *job, hm_error *err);
+
+/* "key":[…] and "key":[[…]…] with a comma before them when the text does not end in '{'. */
+void hm_put_vector(hm_text *text, const char *key, const double *values, size_t count);
+void hm_put_matrix(hm_text *text, const char *key, const double *values, size_t rows, size_t columns);
+/* Hands the text over as a result: HM_ERR_MEMORY when it could not be built. */
+hm_status hm_give_text(hm_text *text, char **out, hm_error *err);
+
+#endif

@@ -1,0 +1,153 @@
+#include "solve/stream_plan.h"
+
+#include "kernels/kernels.h"
+
+#define PAGE_BYTES 4096u
+/* What a direct read may need beyond its bytes: up to a page before and a page after. */
+#define READ_SLACK (2 * (size_t)PAGE_BYTES)
+#define LARGEST_READ ((size_t)8 << 20)
+#define SMALLEST_ROW ((size_t)72 << 10) /* a few thousand elements of any dtype */
+#define NO_READ UINT16_MAX
+
+const hm_tensor_info *hm_stream_tensor(const hm_stream *stream, size_t row, size_t tensor)
+{
+    const hm_stream_row *from = &stream->rows[row];
+    uint32_t index = from->index[tensor * from->stride];
+    return index != HM_ABSENT ? &from->source->header.tensors[index] : NULL;
+}
+
+static size_t round_down(size_t value, size_t to)
+{
+    return value / to * to;
+}
+
+void hm_item_limits_set(hm_item_limits *limits, const hm_stream *stream, uint64_t slot_bytes)
+{
+    size_t widest = 1; /* bytes of the widest element met in any row */
+    for (size_t t = 0; t < stream->tensor_count; t++)
+        for (size_t r = 0; r < stream->row_count; r++) {
+            const hm_tensor_info *tensor = hm_stream_tensor(stream, r, t);
+            if (tensor != NULL && tensor->elements > 0 && hm_dtype_bytes(tensor->dtype) > widest)
+                widest = hm_dtype_bytes(tensor->dtype);
+        }
+    if (widest > 4) widest = 4; /* a few 8-byte integers must not halve the buffers of a whole model */
+    size_t per_element = stream->row_count * widest + stream->result_element_bytes;
+    size_t elements = (size_t)(slot_bytes / per_element);
+    size_t row = round_down(elements * widest + READ_SLACK, PAGE_BYTES);
+    if (row > LARGEST_READ) row = LARGEST_READ;
+    if (row < SMALLEST_ROW) row = SMALLEST_ROW;
+    limits->row_bytes = row;
+    size_t fixed = HM_ITEM_SEGMENTS * (stream->result_bytes + 128);
+    limits->result_bytes = fixed + elements * stream->result_element_bytes;
+    size_t least = fixed + 64 * HM_KERNEL_COLUMNS * stream->result_element_bytes;
+    if (limits->result_bytes < least) limits->result_bytes = least;
+}
+
+void hm_item_planner_begin(hm_item_planner *planner, const hm_stream *stream, const hm_item_limits *limits)
+{
+    *planner = (hm_item_planner){.stream = stream, .limits = *limits};
+}
+
+/* The read of this row that ends exactly where the new range begins, or NULL. */
+static hm_item_read *read_to_extend(hm_item *item, const size_t *last_read, size_t row, uint64_t offset)
+{
+    size_t i = last_read[row];
+    if (i == SIZE_MAX || item->reads[i].offset + item->reads[i].bytes != offset) return NULL;
+    return &item->reads[i];
+}
+
+/* Elements of a row that still fit behind what its buffer holds. */
+static size_t room_in_row(const hm_item_planner *planner, hm_item *item, const size_t *last_read, const size_t *filled,
+                          size_t row, const hm_tensor_info *tensor, uint64_t start)
+{
+    size_t size = hm_dtype_bytes(tensor->dtype), used = filled[row];
+    uint64_t offset = tensor->offset + start * size;
+    if (read_to_extend(item, last_read, row, offset) == NULL) {
+        used += READ_SLACK;
+        if (item->read_count + planner->stream->row_count > HM_ITEM_READS) return 0;
+    }
+    return used < planner->limits.row_bytes ? (planner->limits.row_bytes - used) / size : 0;
+}
+
+static void add_read(hm_item *item, size_t *last_read, size_t *filled, size_t row, const hm_tensor_info *tensor,
+                     uint64_t start, size_t count, hm_item_segment *segment)
+{
+    size_t size = hm_dtype_bytes(tensor->dtype), bytes = count * size;
+    uint64_t offset = tensor->offset + start * size;
+    hm_item_read *read = read_to_extend(item, last_read, row, offset);
+    if (read == NULL) {
+        last_read[row] = item->read_count;
+        read = &item->reads[item->read_count++];
+        *read = (hm_item_read){.row = row, .offset = offset, .buffer_offset = filled[row] / PAGE_BYTES * PAGE_BYTES};
+        if (read->buffer_offset < filled[row]) read->buffer_offset += PAGE_BYTES;
+        filled[row] = read->buffer_offset + PAGE_BYTES; /* the head of the first page */
+    }
+    read->bytes += bytes;
+    filled[row] += bytes;
+    segment->read_of_row[row] = (uint16_t)(read - item->reads);
+}
+
+bool hm_item_next(hm_item_planner *planner, hm_item *item)
+{
+    const hm_stream *stream = planner->stream;
+    size_t last_read[HM_STREAM_ROWS], filled[HM_STREAM_ROWS];
+    for (size_t r = 0; r < stream->row_count; r++) last_read[r] = SIZE_MAX, filled[r] = 0;
+    item->segment_count = item->read_count = 0;
+    item->result_bytes = 0;
+    item->bytes = 0;
+
+    while (planner->tensor < stream->tensor_count && item->segment_count < HM_ITEM_SEGMENTS) {
+        size_t t = planner->tensor;
+        uint64_t left = stream->elements[t] - planner->start;
+        if (left == 0) {
+            planner->tensor++;
+            planner->start = 0;
+            continue;
+        }
+        size_t result_at = (item->result_bytes + 63) / 64 * 64, fixed = result_at + stream->result_bytes;
+        size_t room = SIZE_MAX;
+        if (fixed > planner->limits.result_bytes) break;
+        if (stream->result_element_bytes > 0)
+            room = (planner->limits.result_bytes - fixed) / stream->result_element_bytes;
+        for (size_t r = 0; r < stream->row_count; r++) {
+            const hm_tensor_info *tensor = hm_stream_tensor(stream, r, t);
+            if (tensor == NULL || stream->rows[r].source->path == NULL) continue;
+            size_t fits = room_in_row(planner, item, last_read, filled, r, tensor, planner->start);
+            if (fits < room) room = fits;
+        }
+        /* Results of tensors in memory need no read buffer, but items must stay small for progress and cancel. */
+        if (room > LARGEST_READ) room = LARGEST_READ;
+        size_t count = left < room ? (size_t)left : round_down(room, HM_KERNEL_COLUMNS);
+        if (count == 0) break;
+
+        hm_item_segment *segment = &item->segments[item->segment_count++];
+        segment->tensor = t;
+        segment->start = planner->start;
+        segment->count = count;
+        segment->result_offset = result_at;
+        for (size_t r = 0; r < stream->row_count; r++) {
+            const hm_tensor_info *tensor = hm_stream_tensor(stream, r, t);
+            segment->read_of_row[r] = NO_READ;
+            if (tensor == NULL) continue;
+            item->bytes += count * hm_dtype_bytes(tensor->dtype);
+            if (stream->rows[r].source->path != NULL)
+                add_read(item, last_read, filled, r, tensor, planner->start, count, segment);
+        }
+        item->result_bytes = fixed + count * stream->result_element_bytes;
+        planner->start += count;
+    }
+    return item->segment_count > 0;
+}
+
+const void *hm_item_data(const hm_stream *stream, const hm_item *item, size_t segment, size_t row)
+{
+    const hm_item_segment *part = &item->segments[segment];
+    const hm_tensor_info *tensor = hm_stream_tensor(stream, row, part->tensor);
+    size_t size = hm_dtype_bytes(tensor->dtype);
+    if (part->read_of_row[row] == NO_READ) {
+        const unsigned char *data = tensor->data;
+        return hm_tensor_is_contiguous(tensor) ? data + part->start * size : NULL;
+    }
+    const hm_item_read *read = &item->reads[part->read_of_row[row]];
+    return (const unsigned char *)read->data + (tensor->offset + part->start * size - read->offset);
+}
