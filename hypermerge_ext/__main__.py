@@ -1,0 +1,10 @@
+"""The command `hyper-merge`, also as `python -m hypermerge_ext`."""
+
+from __future__ import annotations
+
+import sys
+
+from .cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,430 @@
+"""The command line: reads arguments, calls the package, prints tables or JSON.
+
+Exit status: 0 done, 1 refused or failed (one line on stderr), 2 usage, 130 cancelled.  stdout carries results only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import re
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from . import __version__, _core, table
+from ._core import Error
+from .model import HyperModel, Member, is_hyper, load, solve
+from .progress import Bar
+from .questions import compare, inspect, recover
+from .sources import source
+
+_SIGNED = {"--at", "--block", "--weights"}
+"""Options whose values may begin with a minus sign, which argparse would take for another option."""
+
+_UNITS = {"": 1 << 20, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30}
+
+
+def _numbers(text: str) -> list[float]:
+    """List of numbers from text such as 0.4,-0.2 (commas or spaces)."""
+    try:
+        values = [float(part) for part in re.split(r"[,\s]+", text.strip())]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a list of numbers such as 0.4,-0.2") from None
+    if not all(map(math.isfinite, values)):
+        raise argparse.ArgumentTypeError(f"'{text}' holds a number that is not finite")
+    return values
+
+
+def _block(text: str) -> tuple[str, list[float]]:
+    """GLOB=0.4,-0.2 → (GLOB, numbers); the last = divides, since a name may hold one."""
+    glob, equals, values = text.rpartition("=")
+    if not equals or not glob:
+        raise argparse.ArgumentTypeError(f"'{text}' is not of the form GLOB=λ,κ")
+    return glob, _numbers(values)
+
+
+def _bytes(text: str) -> int:
+    """512MB, 1GiB or a bare number of MiB → bytes."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([kmg]i?)?b?\s*", text.lower())
+    if found is None:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a size such as 512MB or 1GiB")
+    return int(float(found[1]) * _UNITS[found[2] or ""])
+
+
+def _count(text: str) -> int:
+    """A whole number from 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number from 1")
+    return int(text)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="hyper-merge",
+        description="Many checkpoints of one architecture become one base and a few directions with sliders.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"hyper-merge {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, help: str, json_too: bool = True) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".", allow_abbrev=False)
+        if json_too:
+            made.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
+        if name != "inspect":
+            made.add_argument("--threads", type=_count, metavar="N", help="threads that compute (one per CPU)")
+            made.add_argument("--memory", type=_bytes, metavar="SIZE", help="for buffers, such as 512MB (256MiB)")
+        made.add_argument("--verbose", action="store_true", help="say on stderr how the files were read")
+        return made
+
+    def selection(made: argparse.ArgumentParser) -> None:
+        made.add_argument("--include", action="append", default=[], metavar="GLOB", help="merge only these tensors")
+        made.add_argument("--exclude", action="append", default=[], metavar="GLOB", help="do not merge these tensors")
+        made.add_argument("--common", action="store_true", help="merge what all models share instead of refusing")
+        made.add_argument("--allow-nonfinite", action="store_true", help="copy tensors that hold NaN or Inf")
+
+    dtypes = ("fp16", "bf16", "fp32")
+    made = command("solve", "find the base and the directions of several models, and write the hyper-model")
+    made.add_argument("models", nargs="+", metavar="MODEL")
+    made.add_argument("-o", "--output", required=True, metavar="OUT.hyper.safetensors")
+    made.add_argument("--base", default="mean", metavar="mean|none|FILE", help="what differences are taken from (mean)")
+    made.add_argument("--directions", type=_count, metavar="K", help="how many (2, or fewer if the models span less)")
+    made.add_argument("--method", choices=("exact", "als"), default="exact", help="als: the original's alternating updates")
+    made.add_argument("--weights", type=_numbers, action="extend", metavar="W,…", help="one number > 0 per model")
+    selection(made)
+    made.add_argument("--dtype", choices=dtypes, help="of the merged tensors (as in the first model)")
+    made.add_argument("--hash", action="store_true", help="also record each file's sha256 (reads it once more)")
+    made.add_argument("--split", action="store_true", help="write the base as a plain checkpoint beside the directions")
+    made.add_argument("--force", action="store_true", help="replace a file that hyper-merge did not write")
+
+    made = command("inspect", "say what a hyper-model or a checkpoint is")
+    made.add_argument("model", metavar="HYPER|MODEL")
+
+    made = command("compare", "distances and cosines between models, and duplicates")
+    made.add_argument("models", nargs="+", metavar="MODEL")
+    selection(made)
+
+    made = command("project", "coordinates and residual of models that were not merged")
+    made.add_argument("hyper", metavar="HYPER")
+    made.add_argument("models", nargs="+", metavar="MODEL")
+
+    made = command("recover", "find the mixture of models that best explains a checkpoint")
+    made.add_argument("model", metavar="MODEL")
+    made.add_argument("--from", dest="parents", nargs="+", action="extend", required=True, metavar="MODEL")
+    made.add_argument("--free", action="store_true", help="do not force the weights to sum to 1")
+    made.add_argument("--blocks", action="store_true", help="also for each block of the network")
+    selection(made)
+
+    made = command("merge", "write one blend of a hyper-model as a checkpoint", json_too=False)
+    made.add_argument("hyper", metavar="HYPER")
+    made.add_argument("--at", type=_numbers, action="extend", required=True, metavar="λ,κ,…", help="missing ones are 0")
+    made.add_argument("-o", "--output", required=True, metavar="OUT.safetensors")
+    made.add_argument(
+        "--block", type=_block, action="append", default=[], metavar="GLOB=λ,κ", help="other multipliers for these tensors"
+    )
+    made.add_argument("--dtype", choices=dtypes, help="of the merged tensors (as stored)")
+    made.add_argument("--exact", nargs="+", metavar="MODEL", help="blend from the models themselves, in solve's order")
+    made.add_argument("--carrier", metavar="MODEL", help="gives what is not merged")
+    made.add_argument("--vae", metavar="FILE", help="gives the VAE")
+    made.add_argument("--force", action="store_true", help="replace a file that hyper-merge did not write")
+    return parser
+
+
+def _parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
+    """parse_args, but "--at -0.3,0.2" and models after options ("solve A -o OUT B C") work too."""
+    joined: list[str] = []
+    for item in argv:
+        if joined and joined[-1] in _SIGNED and re.match(r"-[\d.]", item):
+            joined[-1] += "=" + item
+        else:
+            joined.append(item)
+    args, rest = parser.parse_known_args(joined)
+    if rest and (not hasattr(args, "models") or any(item.startswith("-") for item in rest)):
+        parser.error("unrecognized arguments: " + " ".join(rest))
+    if rest:
+        args.models += rest
+    return args
+
+
+class _Run:
+    """One command being carried out: where results go, and what it means to be interrupted."""
+
+    def __init__(self, args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+        self.args = args
+        self.parser = parser
+        self.style = table.style_for(sys.stdout)
+        self.output: str | None = None
+        self._before: tuple[int, int] | None = None
+        self._begun = time.monotonic()
+
+    def limits(self) -> dict[str, int | None]:
+        """Keyword arguments of every long call."""
+        return {"memory_budget": self.args.memory, "threads": self.args.threads}
+
+    def selection(self) -> dict[str, Any]:
+        """Keyword arguments about which tensors take part."""
+        return {name: getattr(self.args, name) for name in ("include", "exclude", "common", "allow_nonfinite")}
+
+    def watch_output(self, inputs: Sequence[str]) -> None:
+        """Refuses an output that could not be written, before hours of reading; the core looks again when it writes."""
+        self.output = path = self.args.output
+        folder = os.path.dirname(os.path.abspath(path))
+        if not os.path.isdir(folder):
+            raise Error(f"{path}: the folder {folder} does not exist")
+        if os.path.isdir(path):
+            raise Error(f"{path}: is a folder; give the name of the file to write")
+        if not os.path.exists(path):
+            return
+        self._before = _stamp(path)
+        for item in inputs:
+            if os.path.exists(item) and os.path.samefile(item, path):
+                raise Error(f"{path}: is one of the inputs; give another name to write to")
+        if not self.args.force and not _is_ours(path):
+            raise Error(f"{path}: exists and was not written by hyper-merge; choose another name or give --force")
+
+    def was_written(self) -> bool:
+        """Did the output appear although the command was interrupted?"""
+        return self.output is not None and _stamp(self.output) not in (None, self._before)
+
+    def say(self, text: str) -> None:
+        """A result for people, on stdout."""
+        print(text)
+
+    def note(self, text: str) -> None:
+        """A remark, on stderr."""
+        print(f"hyper-merge: {table.printable(text)}", file=sys.stderr)
+
+    def written(self, *paths: str) -> None:
+        """The last line of a command that wrote files."""
+        files = ", ".join(f"{table.printable(path)} ({table.size(os.path.getsize(path))})" for path in paths)
+        self.say(f"  wrote {files} in {time.monotonic() - self._begun:.1f} s")
+
+    def result(self, answer: dict[str, Any]) -> None:
+        """The one JSON object."""
+        json.dump(answer, sys.stdout, ensure_ascii=True)
+        sys.stdout.write("\n")
+
+    def verbose_start(self) -> None:
+        """--verbose: kernels and threads."""
+        if self.args.verbose:
+            cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+            threads = getattr(self.args, "threads", None) or min(cpus, 16)
+            self.note(f"version {__version__}, kernels: {_core.kernel_name()}, threads: {threads}")
+
+    def verbose(self, what: str, statistics: dict[str, float]) -> None:
+        """--verbose: how a pass, called `what`, read its files."""
+        if self.args.verbose and statistics:
+            direct, cached = statistics["direct_bytes"], statistics["cached_bytes"]
+            seconds = max(statistics["seconds"], 1e-9)
+            self.note(
+                f"{what}: {table.size(direct)} read past the page cache, {table.size(cached)} through it, in "
+                f"{seconds:.2f} s ({table.size((direct + cached) / seconds)}/s)"
+            )
+
+
+def _stamp(path: str) -> tuple[int, int] | None:
+    """What tells one state of a file from another; None if there is none."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
+
+
+def _is_ours(path: str) -> bool:
+    """Did hyper-merge write this file?"""
+    try:
+        opened = source(path)
+    except Error:
+        return False
+    return is_hyper(opened) or '"hyper-merge"' in (opened.metadata("sd_merge_recipe") or "")
+
+
+def _solve(run: _Run) -> None:
+    args = run.args
+    run.watch_output(args.models if args.base in ("mean", "none") else [*args.models, args.base])
+    with Bar("measuring") as progress:
+        hyper = solve(
+            args.models,
+            args.base,
+            args.directions,
+            args.method,
+            weights=args.weights,
+            dtype=args.dtype,
+            hash=args.hash,
+            progress=progress,
+            **run.selection(),
+            **run.limits(),
+        )
+    run.verbose("measuring", hyper.statistics)
+    with Bar("writing") as progress:
+        hyper.save(args.output, force=args.force, split=args.split, progress=progress, **run.limits())
+    run.verbose("writing", hyper.statistics)
+    document = hyper.document
+    if args.json:
+        run.result(document)
+    else:
+        run.say(table.hyper(document, run.style))
+        run.written(args.output)
+    for note in document.get("notes", ()):
+        run.note("note: " + note)
+
+
+def _inspect(run: _Run) -> None:
+    answer = inspect(run.args.model)
+    if run.args.json:
+        run.result(answer)
+    elif "members" in answer:
+        described = answer["file"]
+        parts = [described["name"], described.get("family") or "unknown family", table.size(described["size"])]
+        run.say("  " + run.style.bold(table.printable(run.style.dot.join(parts))))
+        run.say(table.hyper(answer, run.style, blocks=True))
+    else:
+        run.say(table.checkpoint(answer, run.style))
+
+
+def _compare(run: _Run) -> None:
+    statistics: dict[str, float] = {}
+    with Bar("reading") as progress:
+        answer = compare(run.args.models, progress=progress, statistics=statistics, **run.selection(), **run.limits())
+    run.verbose("reading", statistics)
+    if run.args.json:
+        run.result(answer)
+    else:
+        run.say(table.compare(answer, run.style))
+    for note in answer.get("notes", ()):
+        run.note("note: " + note)
+
+
+def _entry(member: Member) -> dict[str, Any]:
+    """A member as JSON has it."""
+    return {
+        "name": member.name,
+        "multipliers": list(member.multipliers),
+        "residual": member.residual,
+        "norm": member.norm,
+    }
+
+
+def _project(run: _Run) -> None:
+    hyper = load(run.args.hyper)
+    entries = []
+    for model in run.args.models:
+        with Bar(os.path.basename(model)) as progress:
+            entries.append(_entry(hyper.project(model, progress=progress, **run.limits())))
+        run.verbose(os.path.basename(model), hyper.statistics)
+    if run.args.json:
+        run.result({"models": entries})
+    else:
+        run.say(table.members(entries, hyper.directions, run.style))
+
+
+def _recover(run: _Run) -> None:
+    args = run.args
+    statistics: dict[str, float] = {}
+    with Bar("reading") as progress:
+        answer = recover(
+            args.model,
+            args.parents,
+            free=args.free,
+            blocks=args.blocks,
+            progress=progress,
+            statistics=statistics,
+            **run.selection(),
+            **run.limits(),
+        )
+    run.verbose("reading", statistics)
+    if args.json:
+        run.result(answer)
+    else:
+        run.say(table.recover(answer, run.style))
+    for note in answer.get("notes", ()):
+        run.note("note: " + note)
+
+
+def _merge(run: _Run) -> None:
+    args = run.args
+    others = [path for path in (args.carrier, args.vae) if path is not None]
+    run.watch_output([args.hyper, *(args.exact or ()), *others])
+    hyper = load(args.hyper)
+    _check_counts(run, hyper)
+    blocks: dict[str, list[float]] = {}
+    for glob, values in args.block:
+        blocks.pop(glob, None)  # a repeated glob counts at its last place: the last match wins
+        blocks[glob] = values
+    with Bar("writing") as progress:
+        hyper.merge(
+            args.at,
+            args.output,
+            blocks=blocks,
+            dtype=args.dtype,
+            exact=args.exact,
+            carrier=args.carrier,
+            vae=args.vae,
+            force=args.force,
+            progress=progress,
+            **run.limits(),
+        )
+    run.verbose("blending", hyper.statistics)
+    at = [*args.at, *[0.0] * (hyper.directions - len(args.at))]
+    values = ", ".join(f"{run.style.direction(k + 1)} = {value:+g}" for k, value in enumerate(at))
+    run.say(f"  {table.printable(os.path.basename(args.hyper))} at {values}")
+    run.written(args.output)
+
+
+def _check_counts(run: _Run, hyper: HyperModel) -> None:
+    """More multipliers than directions is a usage error (exit 2)."""
+    for what, values in [("--at", run.args.at), *((f"--block {glob}", values) for glob, values in run.args.block)]:
+        if len(values) > hyper.directions:
+            run.parser.error(f"{what}: {len(values)} multipliers, but {run.args.hyper} has {hyper.directions} directions")
+
+
+_COMMANDS = {
+    "solve": _solve,
+    "inspect": _inspect,
+    "compare": _compare,
+    "project": _project,
+    "recover": _recover,
+    "merge": _merge,
+}
+
+
+def _fail(text: str) -> int:
+    print(f"hyper-merge: error: {table.printable(text)}", file=sys.stderr)
+    return 1
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Carries out one command; returns the exit status (usage errors leave by SystemExit(2), as argparse does)."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a name that the terminal cannot show must not end the command
+    parser = _parser()
+    args = _parse(parser, sys.argv[1:] if argv is None else argv)
+    run = _Run(args, parser)
+    try:
+        run.verbose_start()
+        _COMMANDS[args.command](run)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        print("hyper-merge: cancelled; " + _after_cancel(run), file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader has gone; Python's own flush at exit must not complain either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (Error, OSError, UnicodeError) as error:
+        return _fail(str(error))
+    except MemoryError as error:
+        return _fail(str(error) or "out of memory; give a smaller --memory or close other programs")
+    return 0
+
+
+def _after_cancel(run: _Run) -> str:
+    if run.was_written():
+        return f"{table.printable(run.output or '')} was complete and stays"
+    return "nothing was written"
