@@ -1,5 +1,5 @@
-/* What this CPU and this operating system can do together (CPUID says what the silicon has, XGETBV what the system saves
- * on a task switch; both are needed). */
+/* What this CPU and this operating system can do together (CPUID says what the silicon has, XGETBV what the system
+ * saves on a task switch; both are needed). */
 #ifndef HM_BASE_CPU_H
 #define HM_BASE_CPU_H
 

@@ -1,6 +1,7 @@
 /* Speed of the inner loops on one core, per variant: a table in GB/s.  The unit is what a caller thinks in: bytes of
- * checkpoint read for the conversions (and for gram, with it: the whole work of the solving pass but the reading), bytes
- * of f32 rows for the rest.  An argument picks the lines whose name contains it.  Best of many short runs, so that a busy machine disturbs little. */
+ * checkpoint read for the conversions (and for gram, with it: the whole work of the solving pass but the reading),
+ * bytes of f32 rows for the rest.  An argument picks the lines whose name contains it.  Best of many short runs, so
+ * that a busy machine disturbs little. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -152,8 +153,14 @@ int main(int argc, char **argv)
 {
     static const char *const names[6] = {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"};
     const size_t values = (size_t)ROWS * N;
-    bench b = {.filter = argc > 1 ? argv[1] : "", .source = pages(SOURCE_BYTES), .rows = pages(values * 4), .out = pages(values * 4),
-               .c = pages(ROWS * ROWS * 4), .sums = pages(ROWS * ROWS * 8)};
+    bench b = {
+        .filter = argc > 1 ? argv[1] : "",
+        .source = pages(SOURCE_BYTES),
+        .rows = pages(values * 4),
+        .out = pages(values * 4),
+        .c = pages(ROWS * ROWS * 4),
+        .sums = pages(ROWS * ROWS * 8),
+    };
     char name[64];
     for (size_t i = 0; i < SOURCE_BYTES / 2; i++) {
         uint16_t half = (uint16_t)(0x2000 + i * 7919 % 0x1000); /* f16 around 0.01, far from subnormal */

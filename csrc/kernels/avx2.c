@@ -1,5 +1,6 @@
-/* The kernels for x86-64 with AVX2, FMA and F16C: eight lanes.  The target is set for the functions of this file, after
- * the system headers, so that the same compiler flags build everything and nothing else can pick up these instructions. */
+/* The kernels for x86-64 with AVX2, FMA and F16C: eight lanes.  The target is set for the functions of this file,
+ * after the system headers, so that the same compiler flags build everything and nothing else can pick up these
+ * instructions. */
 #include <stdbool.h>
 #include <stdint.h>
 #include <string.h>
@@ -31,8 +32,8 @@ INLINE bool vu_any(vu a) { return !_mm256_testz_si256((__m256i)a, (__m256i)a); }
 INLINE vf vf_fma(vf a, vf b, vf c) { return (vf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c); }
 INLINE vf vf_fnma(vf a, vf b, vf c) { return (vf)_mm256_fnmadd_ps((__m256)a, (__m256)b, (__m256)c); }
 
-/* gcc would fold the load into each instruction that uses it, and then the load ports are the limit: the empty asm hides
- * that the register came from memory. */
+/* gcc would fold the load into each instruction that uses it, and then the load ports are the limit: the empty asm
+ * hides that the register came from memory. */
 INLINE vf vf_load_once(const float *p)
 {
     __m256 v = _mm256_loadu_ps(p);

@@ -1,12 +1,13 @@
 /* The inner loops, each written once (template.h) and compiled once per instruction set.  All work on at most
- * HM_KERNEL_COLUMNS numbers at a time, which keeps the f32 rows in the first two cache levels and bounds the f32 sums. */
+ * HM_KERNEL_COLUMNS numbers at a time, which keeps the f32 rows in the first two cache levels and bounds the f32
+ * sums. */
 #ifndef HM_KERNELS_KERNELS_H
 #define HM_KERNELS_KERNELS_H
 
 #include "hypermerge.h"
 
-/* Longest f32 sum: a multiple of 64.  With 8 lanes a lane adds at most 128 products: |error| ≤ 128·2⁻²⁴ Σ|xy| ≈ 8e-6 in the
- * worst case and about 1e-7 as errors fall, before the f64 sum takes over. */
+/* Longest f32 sum: a multiple of 64.  With 8 lanes a lane adds at most 128 products: |error| ≤ 128·2⁻²⁴ Σ|xy| ≈ 8e-6
+ * in the worst case and about 1e-7 as errors fall, before the f64 sum takes over. */
 #define HM_KERNEL_COLUMNS 1024
 
 /* Index of (i, j), i ≥ j, in a packed lower triangle. */
@@ -16,30 +17,30 @@ typedef struct hm_kernels {
     const char *name; /* "portable", "avx2" */
 
     /* dst[i] = (f32) src[i].  Indexed by hm_dtype, floating-point types only (others are NULL).  `src` need not be
-     * aligned.  F64 rounds to nearest even; the others are exact.  F8_E4M3 is the OCP "fn" format: no infinity, 0x7f and
-     * 0xff are NaN. */
+     * aligned.  F64 rounds to nearest even; the others are exact.  F8_E4M3 is the OCP "fn" format: no infinity, 0x7f
+     * and 0xff are NaN. */
     void (*load[6])(const void *src, float *dst, size_t n);
     /* dst[i] = (f32) src[i] − ref[i], one f32 rounding. */
     void (*load_sub[6])(const void *src, const float *ref, float *dst, size_t n);
-    /* dst[i] = src[i] rounded to nearest even.  F16/BF16: overflow gives Inf; NaN stays NaN.  F8: overflow and Inf saturate
-     * to the largest finite value, NaN stays NaN.  `dst` need not be aligned. */
+    /* dst[i] = src[i] rounded to nearest even.  F16/BF16: overflow gives Inf; NaN stays NaN.  F8: overflow and Inf
+     * saturate to the largest finite value, NaN stays NaN.  `dst` need not be aligned. */
     void (*store[6])(const float *src, void *dst, size_t n);
 
     /* x[i] = round(x[i] + round(c · d[i])): never contracted, so that all instruction sets agree bit for bit. */
     void (*axpy)(float *x, float c, const float *d, size_t n);
 
-    /* g[HM_TRIANGLE(i, j)] += Σ_t rows[i·stride + t] · rows[j·stride + t] for all m (m+1)/2 pairs; n ≤ HM_KERNEL_COLUMNS,
-     * products and lane sums in f32 (fused where the CPU can), the lanes added up in f64. stride ≥ n, rows 32-byte aligned,
-     * stride a multiple of 8. */
+    /* g[HM_TRIANGLE(i, j)] += Σ_t rows[i·stride + t] · rows[j·stride + t] for all m (m+1)/2 pairs; n ≤
+     * HM_KERNEL_COLUMNS, products and lane sums in f32 (fused where the CPU can), the lanes added up in f64. stride ≥
+     * n, rows 32-byte aligned, stride a multiple of 8. */
     void (*gram)(const float *rows, size_t stride, size_t m, size_t n, double *g);
 
-    /* out[k·out_stride + t] = Σ_i a[k·m + i] · rows[i·stride + t] for k < outputs; products and sums rounded separately, in
-     * the order of i, starting from +0. */
+    /* out[k·out_stride + t] = Σ_i a[k·m + i] · rows[i·stride + t] for k < outputs; products and sums rounded
+     * separately, in the order of i, starting from +0. */
     void (*combine)(const float *rows, size_t stride, size_t m, size_t n, const float *a, size_t outputs, float *out,
                     size_t out_stride);
 
-    /* sums[i] += Σ_t (rows[i·stride + t] − shift[t] − Σ_k c[i·k_count + k] · dirs[k·dir_stride + t])²  for i < m: what is left
-     * of each row.  shift may be NULL. f32 within the call, f64 across calls. */
+    /* sums[i] += Σ_t (rows[i·stride + t] − shift[t] − Σ_k c[i·k_count + k] · dirs[k·dir_stride + t])² for i < m: what
+     * is left of each row.  shift may be NULL. f32 within the call, f64 across calls. */
     void (*residual)(const float *rows, size_t stride, size_t m, size_t n, const float *shift, const float *dirs,
                      size_t dir_stride, size_t k_count, const float *c, double *sums);
 

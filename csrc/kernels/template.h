@@ -3,8 +3,8 @@
  * The including file defines
  *   KERNEL_TABLE, KERNEL_NAME     the symbol of the table and the name of the variant
  *   LANES                         numbers per vector
- *   vf, vu                        LANES floats, LANES uint32_t: types on which + - * & | ^ << >> work lane by lane (vectors
- *                                 of GNU C, or plain numbers where LANES is 1)
+ *   vf, vu                        LANES floats, LANES uint32_t: types on which + - * & | ^ << >> work lane by
+ *                                 lane (vectors of GNU C, or plain numbers where LANES is 1)
  *   INLINE                        static, and really inlined: the blocks below live on constants reaching them
  *   vf_fma, vf_fnma(a, b, c)      c + a·b and c − a·b, fused or not
  *   vf_sum(a)                     the sum of the lanes in f64
@@ -48,7 +48,7 @@ INLINE vu vu_select(vu mask, vu yes, vu no)
     return (mask & yes) | (~mask & no);
 }
 
-/* ---- small floats -------------------------------------------------------------------------------------------------- */
+/* ---- small floats -------------------------------------------------------------------------------------------- */
 
 /* Codes are without the sign bit.  Above `infinity` everything is NaN; a format without infinity has its largest finite
  * number there, so that "above" stays right. */
@@ -66,9 +66,9 @@ static const small_float f16 = {10, 5, 0x7bff, 0x7c00, 0x7c00, 0x7e00};
 static const small_float f8_e4m3 = {3, 4, 0x7e, 0x7e, 0x7e, 0x7f};
 static const small_float f8_e5m2 = {2, 5, 0x7b, 0x7c, 0x7b, 0x7e};
 
-/* Normal numbers: shift the fields into place, add the difference of the biases to the exponent.  Subnormal ones have no
- * hidden bit: put in the one of the smallest normal number, then subtract it as a float; operands and result are normal f32,
- * so no flush-to-zero mode can touch them.  NaN comes out quiet, as from F16C. */
+/* Normal numbers: shift the fields into place, add the difference of the biases to the exponent.  Subnormal ones have
+ * no hidden bit: put in the one of the smallest normal number, then subtract it as a float; operands and result are
+ * normal f32, so no flush-to-zero mode can touch them.  NaN comes out quiet, as from F16C. */
 INLINE vf widen(vu x, small_float f)
 {
     const unsigned shift = 23 - f.mantissa, above = 31 - f.mantissa - f.exponent;
@@ -83,9 +83,9 @@ INLINE vf widen(vu x, small_float f)
     return vf_from_bits(y | (x & sign_bit) << above);
 }
 
-/* Normal numbers: round the code to nearest even by adding just under a half, plus the last bit kept; a carry out of the
- * mantissa makes the next binade, as it should.  Subnormal ones: adding 2^23 units of the last place lets the f32 adder
- * round; below 2^-126 the result is 0 either way. */
+/* Normal numbers: round the code to nearest even by adding just under a half, plus the last bit kept; a carry out of
+ * the mantissa makes the next binade, as it should.  Subnormal ones: adding 2^23 units of the last place lets the f32
+ * adder round; below 2^-126 the result is 0 either way. */
 INLINE vu narrow(vf v, small_float f)
 {
     const unsigned shift = 23 - f.mantissa, above = 31 - f.mantissa - f.exponent;
@@ -103,7 +103,7 @@ INLINE vu narrow(vf v, small_float f)
     return code | (bits ^ size) >> above;
 }
 
-/* ---- load, load_sub, store ----------------------------------------------------------------------------------------- */
+/* ---- load, load_sub, store ----------------------------------------------------------------------------------- */
 
 INLINE vf get_F64(const unsigned char *p) { return vf_load_f64(p); }
 INLINE void put_F64(unsigned char *p, vf v) { vf_store_f64(p, v); }
@@ -143,10 +143,10 @@ INLINE void put_F8_E4M3(unsigned char *p, vf v) { vu_store_u8(p, narrow(v, f8_e4
 INLINE vf get_F8_E5M2(const unsigned char *p) { return widen(vu_load_u8(p), f8_e5m2); }
 INLINE void put_F8_E5M2(unsigned char *p, vf v) { vu_store_u8(p, narrow(v, f8_e5m2)); }
 
-/* Sources are read a cache line at a time.  A caller that streams comes back for the n numbers behind these after it has
- * worked on these: asking for them now, into the second-level cache, hides their way from memory behind that work (solving
- * pass: +40 %).  Beyond the end of a buffer the request does nothing; no pointer is formed for it.  The last n % LANES
- * numbers go through a padded copy and the same vector code. */
+/* Sources are read a cache line at a time.  A caller that streams comes back for the n numbers behind these after it
+ * has worked on these: asking for them now, into the second-level cache, hides their way from memory behind that work
+ * (solving pass: +40 %).  Beyond the end of a buffer the request does nothing; no pointer is formed for it.  The last
+ * n % LANES numbers go through a padded copy and the same vector code. */
 #define LINE(bytes) ((size_t)64 / (bytes))
 #if defined(__GNUC__)
 #define PREFETCH(address) __builtin_prefetch((const void *)(address), 0, 2)
@@ -215,7 +215,7 @@ CONVERSIONS(F8_E4M3, 1)
 CONVERSIONS(F8_E5M2, 1)
 #undef CONVERSIONS
 
-/* ---- x + c·d ------------------------------------------------------------------------------------------------------- */
+/* ---- x + c·d ------------------------------------------------------------------------------------------------- */
 
 static void axpy(float *x, float c, const float *d, size_t n)
 {
@@ -230,7 +230,7 @@ static void axpy(float *x, float c, const float *d, size_t n)
     }
 }
 
-/* ---- Gram matrix --------------------------------------------------------------------------------------------------- */
+/* ---- Gram matrix --------------------------------------------------------------------------------------------- */
 
 /* The ten products of four rows with each other, in the order of HM_TRIANGLE: 10 sums and 4 rows in 16 registers, and
  * enough independent sums to hide the latency of a fused multiply-add (4 cycles, 2 a cycle). */
@@ -303,8 +303,9 @@ static void products_3x4(const float *const *a, const float *const *b, size_t n,
     products_block(a, b, n, sums, 3);
 }
 
-/* Rows in groups of four; the last group may be short.  Its triangle repeats the last row to fill up (the surplus costs
- * less than a short triangle's waiting for its few sums), its blocks have the true height.  n is a multiple of LANES. */
+/* Rows in groups of four; the last group may be short.  Its triangle repeats the last row to fill up (the surplus
+ * costs less than a short triangle's waiting for its few sums), its blocks have the true height.  n is a multiple of
+ * LANES. */
 static void gram_span(const float *rows, size_t stride, size_t m, size_t n, double *g)
 {
     for (size_t i = 0; i < m; i += 4) {
@@ -336,7 +337,7 @@ static void gram(const float *rows, size_t stride, size_t m, size_t n, double *g
             for (size_t j = 0; j <= i; j++) g[HM_TRIANGLE(i, j)] += (double)rows[i * stride + t] * rows[j * stride + t];
 }
 
-/* ---- linear combinations ------------------------------------------------------------------------------------------- */
+/* ---- linear combinations ------------------------------------------------------------------------------------- */
 
 /* `count` (1 to 4) outputs, two vectors of each at a time: 8 sums in registers over all rows. */
 INLINE size_t combine_block(const float *rows, size_t stride, size_t m, size_t n, const float *a, float *out,
@@ -368,7 +369,7 @@ INLINE size_t combine_block(const float *rows, size_t stride, size_t m, size_t n
             }
         }
         const vf s[4] = {s0, s1, s2, s3}, u[4] = {u0, u1, u2, u3};
-        for (int r = 0; r < count; r++) {
+        UNROLL for (int r = 0; r < count; r++) {
             vf_store(out + (size_t)r * out_stride + t, s[r]);
             vf_store(out + (size_t)r * out_stride + t + LANES, u[r]);
         }
@@ -403,7 +404,7 @@ static void combine(const float *rows, size_t stride, size_t m, size_t n, const 
     }
 }
 
-/* ---- what is left of the rows -------------------------------------------------------------------------------------- */
+/* ---- what is left of the rows -------------------------------------------------------------------------------- */
 
 /* `count` (1 to 4) rows share the reads of shift and directions.  n is a multiple of LANES. */
 INLINE void residual_block(const float *rows, size_t stride, size_t n, const float *shift, const float *dirs,
@@ -457,9 +458,11 @@ static void residual(const float *rows, size_t stride, size_t m, size_t n, const
 {
     const size_t whole = n - n % LANES;
     if (k_count == 0) dirs = c = rows; /* not read, but stepped over: arithmetic on NULL is undefined */
-    for (size_t t = 0; t < whole; t += SPAN)
-        residual_span(rows + t, stride, m, whole - t < SPAN ? whole - t : SPAN, shift != NULL ? shift + t : NULL, dirs + t,
-                      dir_stride, k_count, c, sums);
+    for (size_t t = 0; t < whole; t += SPAN) {
+        const size_t span = whole - t < SPAN ? whole - t : SPAN;
+        const float *shift_t = shift != NULL ? shift + t : NULL;
+        residual_span(rows + t, stride, m, span, shift_t, dirs + t, dir_stride, k_count, c, sums);
+    }
     for (size_t t = whole; t < n; t++) {
         for (size_t i = 0; i < m; i++) {
             float x = rows[i * stride + t] - (shift != NULL ? shift[t] : 0.0f);
@@ -509,7 +512,7 @@ static size_t find_nonfinite(const float *x, size_t n)
     return n;
 }
 
-/* ---- the table ----------------------------------------------------------------------------------------------------- */
+/* ---- the table ----------------------------------------------------------------------------------------------- */
 
 #define ALL_FLOATS(prefix)                                                                                  \
     {                                                                                                       \

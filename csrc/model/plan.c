@@ -62,7 +62,7 @@ static hm_status note_ema(hm_plan *plan, const hm_alignment *a, hm_error *err)
     }
     if (dropped == 0) return HM_OK;
     list_parties(a, has, files);
-    return hm_plan_note(plan, err, "%zu EMA tensors dropped from %s", dropped, files);
+    return hm_plan_note(plan, err, "%zu EMA tensor%s dropped from %s", dropped, dropped == 1 ? "" : "s", files);
 }
 
 static hm_status note_parts(hm_plan *plan, const hm_alignment *a, hm_error *err)
@@ -179,10 +179,13 @@ static hm_status decide(hm_plan *plan, hm_alignment *a, const hm_selection *sele
     if (status != HM_OK) return status;
 
     HM_TRY(note_parts(plan, a, err));
-    if (found.copied + found.left_out > 0)
-        HM_TRY(hm_plan_note(plan, err, "%zu tensors that the inputs do not share: %zu copied from %.120s, %zu left out "
-                            "(the first is %.200s)", found.copied + found.left_out, found.copied,
-                            hm_party_label(a, a->carrier), found.left_out, found.first));
+    size_t apart = found.copied + found.left_out;
+    if (apart > 0)
+        HM_TRY(hm_plan_note(plan, err,
+                            "%zu tensor%s that the inputs do not share: %zu copied from %.120s, %zu left out (the "
+                            "first is %.200s)",
+                            apart, apart == 1 ? "" : "s", found.copied, hm_party_label(a, a->carrier), found.left_out,
+                            found.first));
     return note_ema(plan, a, err);
 }
 

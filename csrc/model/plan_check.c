@@ -230,8 +230,29 @@ static size_t explain_misfit(const hm_alignment *a, const hm_group *group, line 
     return which->party;
 }
 
+/* A file that meets no other in any name is another network, and a list of names would only hide that. */
+static hm_status refuse_strangers(const hm_alignment *a, hm_error *err)
+{
+    size_t names[HM_PARTIES] = {0}, shared[HM_PARTIES] = {0};
+    for (size_t g = 0; g < a->group_count; g++) {
+        if (!a->groups[g].selected) continue;
+        for (size_t i = 0; i < a->groups[g].count; i++) {
+            names[a->groups[g].entries[i].party]++;
+            shared[a->groups[g].entries[i].party] += a->groups[g].count > 1;
+        }
+    }
+    for (size_t p = a->checked_count; p-- > 0;) /* of two strangers the later one is named */
+        if (names[p] > 0 && shared[p] == 0)
+            return hm_fail(err, HM_ERR_MISMATCH, label(a, p), NULL,
+                           "is another network: none of its %zu tensors that could be merged is in %.200s; only models "
+                           "of one architecture can be merged",
+                           names[p], hm_party_label(a, p == 0 ? 1 : 0));
+    return HM_OK;
+}
+
 hm_status hm_refuse_misfits(const hm_alignment *a, const size_t *misfits, size_t count, hm_error *err)
 {
+    HM_TRY(refuse_strangers(a, err));
     for (size_t i = 0; i < count; i++) {
         const hm_group *group = &a->groups[misfits[i]];
         if (hm_group_misfit(a, group) == HM_SHAPE) HM_TRY(refuse_input_channels(a, group, err));

@@ -1,8 +1,8 @@
 /* The seeds' alternating updates, run on the M × M Gram matrix instead of on the weights.
  *
  * A direction is kept as its coefficients over the inputs, D_k = Σ_m a_km X_m, so every inner product that the update
- * equations ask for is an element of S a_k or of a_kᵀ S a_l, and one iteration costs no pass over the files.  For K =
- * 2, with c_m1 = λ_m, c_m2 = κ_m, D_1 = δW, D_2 = δQ, one iteration is the seeds' cycle λ, κ, δW, δQ:
+ * equations ask for is an element of S a_k or of a_kᵀ S a_l, and one iteration costs no pass over the files.
+ * For K = 2, with c_m1 = λ_m, c_m2 = κ_m, D_1 = δW, D_2 = δQ, one iteration is the seeds' cycle λ, κ, δW, δQ:
  *     c_mk = ⟨D_k, X_m − Σ_{l≠k} c_ml D_l⟩ / ⟨D_k, D_k⟩
  *     D_k = Σ_m c_mk (X_m − Σ_{l≠k} c_ml D_l) / Σ_m c_mk²
  *

@@ -11,13 +11,11 @@
 /* Convergence is quadratic: 6 to 10 sweeps are normal at n = 64.  The limit only guards against endless work on input
  * that breaks the contract (NaN). */
 #define SWEEPS 60
-/* After scaling to |a| ≤ 1; below this the matrix element cannot matter to any diagonal element that is not itself
- * noise. */
+/* After scaling to |a| ≤ 1; an element below this matters to no diagonal element that is not itself noise. */
 #define TINY 1e-290
 
 /* An off-diagonal element is done with when it is far below rounding against the geometric mean of its two diagonal
- * elements.  Measuring it against the norm of the matrix instead would lose the small eigenvalues of a graded matrix.
- * */
+ * elements.  Measuring it against the norm of the matrix instead would lose the small values of a graded matrix. */
 static bool negligible(double pq, double pp, double qq)
 {
     double size = fabs(pq);

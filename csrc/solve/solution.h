@@ -1,8 +1,8 @@
 /* From the Gram matrix to multipliers, directions and the certificate: M × M arithmetic in f64, no data read.
  * Formulas: G = V diag(σ²) Vᵀ;  c_mk = V_mk / s_k;  D_k = s_k Σ_m V_mk ΔW_m;  s_k the V_mk of largest magnitude, sign
- * kept (the first input within 1e-6 of the largest is the pivot).  Weighted (Σw scaled to M): V from √w G √w, c =
- * V/(√w s), D = s Σ √w V ΔW, pivot by |V/√w|.  explained_k = σ_k²/Σσ²; loss = Σ_{k>K} σ_k²;
- * residual_m = sqrt(Σ_{k>K} σ_k² V_mk² / (w_m G_mm)), 0 where G_mm = 0.
+ * kept (the first input within 1e-6 of the largest is the pivot).  Weighted (Σw scaled to M):
+ * V from √w G √w, c = V/(√w s), D = s Σ √w V ΔW, pivot by |V/√w|.
+ * explained_k = σ_k²/Σσ²; loss = Σ_{k>K} σ_k²; residual_m = sqrt(Σ_{k>K} σ_k² V_mk² / (w_m G_mm)), 0 where G_mm = 0.
  * Below, S = √w G √w is the weighted Gram matrix (G itself without weights): that of X_m = √w_m ΔW_m. */
 #ifndef HM_SOLVE_SOLUTION_H
 #define HM_SOLVE_SOLUTION_H
@@ -60,7 +60,7 @@ typedef struct hm_als {
 /* The alternating updates (seed formulas 1, 1b, 2 and, for K > 2, the same cycle over all K) run on S, which must
  * have at least `directions` ≥ 1 eigenvalues above 1e-9 of the largest, and elements of about 1.  A run ends when the
  * loss fell by less than 1e-13 of the total in each of ten iterations, or after 200,000 (a tiny gap σ_K² − σ_{K+1}²).
- *  `optimum` is Σ_{k>K} σ_k²: a run that ends more than 1e-6 of the total above it rested on a saddle; it is begun
+ * `optimum` is Σ_{k>K} σ_k²: a run that ends more than 1e-6 of the total above it rested on a saddle; it is begun
  * again from another start (8 at most), and iterations and history are those of the last run.  hm_solution_find calls
  * it; clear with hm_als_clear. */
 hm_status hm_als_find(hm_als *out, const double *s, size_t members, size_t directions, double optimum, hm_error *err);

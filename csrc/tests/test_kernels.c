@@ -60,7 +60,7 @@ static float *take_values(size_t n)
     return x;
 }
 
-/* ---- reference conversions, in f64 --------------------------------------------------------------------------------- */
+/* ---- reference conversions, in f64 --------------------------------------------------------------------------- */
 
 typedef struct format {
     int mantissa, exponent; /* bits */
@@ -92,8 +92,10 @@ static double decode_size(const format *f, uint32_t code)
 
 static float decode(const format *f, uint32_t code)
 {
-    uint32_t sign = code >> (f->mantissa + f->exponent), size = code & (((uint32_t)1 << (f->mantissa + f->exponent)) - 1);
-    double x = size > largest_code(f) ? (f->ieee && size == largest_code(f) + 1 ? HUGE_VAL : NAN) : decode_size(f, size);
+    const uint32_t sign_bit = (uint32_t)1 << (f->mantissa + f->exponent), sign = code & sign_bit, size = code ^ sign;
+    double x = NAN;
+    if (size <= largest_code(f)) x = decode_size(f, size);
+    else if (f->ieee && size == largest_code(f) + 1) x = HUGE_VAL;
     return copysignf((float)x, sign ? -1.0f : 1.0f);
 }
 
@@ -121,7 +123,7 @@ static uint32_t encode(hm_dtype type, float x)
     return sign | (uint32_t)(e - 1 + bias) << f->mantissa | (uint32_t)fraction;
 }
 
-/* ---- conversions ---------------------------------------------------------------------------------------------------- */
+/* ---- conversions --------------------------------------------------------------------------------------------- */
 
 /* All codes of a format; NaN must stay NaN with its sign, and come out the same in all variants. */
 static void test_load_all_codes(const hm_kernels *k, hm_dtype type)
@@ -210,7 +212,8 @@ static void test_store_anything(const hm_kernels *k, hm_dtype type)
     const size_t n = (size_t)1 << 17;
     float *x = take(n * sizeof *x);
     for (size_t i = 0; i < n; i++) x[i] = from_bits(i < EDGES ? edge_bits[i] : random_bits());
-    for (size_t i = n / 2; i < n; i++) x[i] = ldexpf(random_value(), (int)(random_bits() % 48) - 28); /* where fp8 and f16 live */
+    /* Half of them where fp8 and f16 live. */
+    for (size_t i = n / 2; i < n; i++) x[i] = ldexpf(random_value(), (int)(random_bits() % 48) - 28);
     check_stored(k, type, x, n);
     free(x);
 }
@@ -236,8 +239,8 @@ static void test_wide_types(const hm_kernels *k)
         double middle = ((double)low + (double)nextafterf(low, HUGE_VALF)) / 2;
         d[i] = i % 3 == 0 ? middle : nextafter(middle, i % 3 == 1 ? -HUGE_VAL : HUGE_VAL);
     }
-    const double edges[] = {0.0, -0.0, HUGE_VAL, -HUGE_VAL, 1e300, -1e300, 1e-300, 0x1.fffffefp127, 0x1.ffffffp127, 0x1p-150,
-                            0x1.8p-150};
+    const double edges[] = {0.0,    -0.0,   HUGE_VAL,         -HUGE_VAL,       1e300,    -1e300,
+                            1e-300, -1e-45, 0x1.fffffefp127, 0x1.ffffffp127, 0x1p-150, 0x1.8p-150};
     memcpy(d, edges, sizeof edges);
     k->load[HM_F64](d, y, n);
     size_t wrong = 0;
@@ -297,7 +300,7 @@ static void test_conversions(const hm_kernels *k)
         for (size_t n = 0; n <= 1024; n = n == 67 ? 1000 : n + 1) test_tails(k, type, n, n % 5);
 }
 
-/* ---- arithmetic ------------------------------------------------------------------------------------------------------ */
+/* ---- arithmetic ---------------------------------------------------------------------------------------------- */
 
 static void test_axpy(const hm_kernels *k, size_t n)
 {
@@ -340,8 +343,8 @@ static float *take_random_rows(size_t m, size_t stride, size_t n)
     return rows;
 }
 
-/* Each lane adds at most 128 products in f32, each rounded once more where they are not fused; f64 adds nothing to speak
- * of: |error| ≤ 130·2⁻²⁴ Σ|xy|. */
+/* Each lane adds at most 128 products in f32, each rounded once more where they are not fused; f64 adds nothing to
+ * speak of: |error| ≤ 130·2⁻²⁴ Σ|xy|. */
 static void test_gram(const hm_kernels *k, size_t m, size_t n)
 {
     const size_t stride = (n + 7) / 8 * 8 + 8;
@@ -398,8 +401,8 @@ static void test_combine_starts_from_zero(const hm_kernels *k)
     for (size_t i = 0; i < 19; i++) CHECK(out[i] == 0 && !signbit(out[i]));
 }
 
-/* x = row − shift − Σ c·d is off by at most (2k + 1)·2⁻²⁴ (|row| + |shift| + Σ|c d|) =: e, its square by 2|x|e + e², and the
- * sum of the squares by 130·2⁻²⁴ of itself. */
+/* x = row − shift − Σ c·d is off by at most (2k + 1)·2⁻²⁴ (|row| + |shift| + Σ|c d|) =: e, its square by 2|x|e + e²,
+ * and the sum of the squares by 130·2⁻²⁴ of itself. */
 static void test_residual(const hm_kernels *k, size_t m, size_t k_count, size_t n, bool shifted)
 {
     const size_t stride = n + 5, dir_stride = n + 2;
@@ -488,8 +491,6 @@ int main(void)
     CHECK_TEXT(hm_kernel_name(), all[0]->name);
     size_t count = 0;
     for (; all[count] != NULL; count++) {
-        for (int type = 0; type < 6; type++)
-            CHECK(all[count]->load[type] != NULL && all[count]->load_sub[type] != NULL && all[count]->store[type] != NULL);
         test_conversions(all[count]);
         test_arithmetic(all[count]);
     }

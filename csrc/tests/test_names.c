@@ -155,8 +155,8 @@ static void test_block_order(void)
 {
     static const char *const ordered[] = {"input_blocks.0", "input_blocks.2", "input_blocks.11", "middle_block",
                                           "output_blocks.3", "output_blocks.10", "out", "double_blocks.9",
-                                          "double_blocks.10", "single_blocks.0", "final_layer", "time_embed", "layers.1",
-                                          "layers.01", "layers.2", "layers.2.x", "layers.10", "z"};
+                                          "double_blocks.10", "single_blocks.0", "final_layer", "time_embed",
+                                          "layers.1", "layers.01", "layers.2", "layers.2.x", "layers.10", "z"};
     size_t count = sizeof ordered / sizeof ordered[0];
     for (size_t i = 0; i < count; i++)
         for (size_t j = 0; j < count; j++) {
@@ -206,7 +206,7 @@ static void test_canonical(void)
     CHECK(!hm_name_canonical("1234567890", exact, sizeof exact));
 }
 
-/* ---- families ------------------------------------------------------------------------------------------------------- */
+/* ---- families ---------------------------------------------------------------------------------------------------- */
 
 typedef struct shaped {
     const char *name;

@@ -12,7 +12,7 @@
 #define ATTENTION U "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
 #define COUNT(array) (sizeof(array) / sizeof(array)[0])
 
-/* ---- models --------------------------------------------------------------------------------------------------------- */
+/* ---- models ------------------------------------------------------------------------------------------------------ */
 
 static const spec sd1[] = {
     {FIRST, HM_F16, {2, 4, 3, 3, -1}, 0},
@@ -63,7 +63,7 @@ static hm_source *variant(const char *name, const spec *specs, size_t count, siz
 #define NOTHING ((spec){.name = NULL})
 #define NOWHERE ((size_t)-1)
 
-/* ---- making and reading plans ----------------------------------------------------------------------------------------- */
+/* ---- making and reading plans ------------------------------------------------------------------------------------ */
 
 static hm_error last_error;
 
@@ -153,7 +153,7 @@ static void check_consistent(const hm_plan *plan)
     CHECK(merged == plan->merged_count && elements == plan->merged_elements);
 }
 
-/* ---- what is merged --------------------------------------------------------------------------------------------------- */
+/* ---- what is merged ---------------------------------------------------------------------------------------------- */
 
 static void test_usual(void)
 {
@@ -268,12 +268,13 @@ static void test_spellings(void)
     CHECK(plan != NULL && plan->merged_count == 2 && plan->count == 2 && is_merged(plan, "img_in.weight"));
     check_note(plan, "text_encoder_1: left out (absent in bare)");
     hm_plan_free(plan);
-    plan = plan_of((hm_source *[]){model("full", full, COUNT(full)), model("f2", full, COUNT(full))}, 2, NULL, NULL, NULL);
+    plan = plan_two(model("full", full, COUNT(full)), model("f2", full, COUNT(full)), NULL);
     CHECK(plan != NULL && plan->merged_count == 3 && plan->note_count == 0); /* T5 and VAE are copied as ever */
     hm_plan_free(plan);
 
     /* One tensor under two spellings in one file is no basis for anything. */
-    static const spec twice[] = {{"diffusion_model.out.0.bias", HM_F32, {1, -1}, 0}, {"out.0.bias", HM_F32, {1, -1}, 0}};
+    static const spec twice[] = {{"diffusion_model.out.0.bias", HM_F32, {1, -1}, 0},
+                                 {"out.0.bias", HM_F32, {1, -1}, 0}};
     check_refused(plan_two(model("a", twice, 2), model("b", twice, 2), NULL), HM_ERR_MISMATCH, "twice", "out.0.bias");
 }
 
@@ -282,10 +283,10 @@ static void test_dropped(void)
     const spec ema = {"model_ema.diffusion_modelout2bias", HM_F32, {4, -1}, 0};
     hm_plan *plan = plan_two(variant("a", SD1, NOWHERE, NOTHING, &ema), model("b", SD1), NULL);
     CHECK(plan != NULL && plan->count == COUNT(sd1) && find(plan, ema.name) == NULL);
-    check_note(plan, "1 EMA tensors dropped from a");
+    check_note(plan, "1 EMA tensor dropped from a");
     hm_plan_free(plan);
     plan = plan_two(model("a", SD1), variant("b", SD1, NOWHERE, NOTHING, &ema), NULL);
-    check_note(plan, "1 EMA tensors dropped from b");
+    check_note(plan, "1 EMA tensor dropped from b");
     hm_plan_free(plan);
     plan = plan_two(variant("a", SD1, NOWHERE, NOTHING, &ema), variant("b", SD1, NOWHERE, NOTHING, &ema), NULL);
     check_note(plan, "2 EMA tensors dropped from a, b");
@@ -302,7 +303,8 @@ static void test_components(void)
     CHECK(plan != NULL && plan->merged_count == 6 && plan->count == 6);
     check_note(plan, "text_encoder: left out (absent in b)");
     hm_plan_free(plan);
-    check_refused(plan_two(model("a", SD1), model("b", sd1 + 6, 4), NULL), HM_ERR_MISMATCH, "b: holds no denoiser", "a");
+    check_refused(plan_two(model("a", SD1), model("b", sd1 + 6, 4), NULL), HM_ERR_MISMATCH,
+                  "b: holds no denoiser", "while a does");
     hm_selection vae = {.include = (const char *const[]){"first_stage_model.*"}, .includes = 1};
     plan = plan_two(model("a", SD1), model("b", sd1 + 6, 4), &vae); /* not asked for, so not missed */
     CHECK(plan != NULL && plan->merged_count == 1);
@@ -325,7 +327,7 @@ static void test_extras(void)
     const spec junk = {"embedding_manager.x", HM_F32, {3, -1}, 0};
     hm_plan *plan = plan_two(variant("a", SD1, NOWHERE, NOTHING, &projection), model("b", SD1), NULL);
     CHECK(plan != NULL && plan->merged_count == 7 && is_copied(plan, projection.name));
-    check_note(plan, "1 tensors that the inputs do not share: 1 copied from a, 0 left out (the first is " TE
+    check_note(plan, "1 tensor that the inputs do not share: 1 copied from a, 0 left out (the first is " TE
                      "text_projection.weight)");
     hm_plan_free(plan);
     plan = plan_two(variant("a", SD1, NOWHERE, NOTHING, &projection), variant("b", SD1, NOWHERE, NOTHING, &projection),
@@ -337,7 +339,7 @@ static void test_extras(void)
     hm_plan_free(plan);
 }
 
-/* ---- what is refused --------------------------------------------------------------------------------------------------- */
+/* ---- what is refused --------------------------------------------------------------------------------------------- */
 
 static const spec net[] = {{"layers.0.weight", HM_F32, {4, -1}, 0}, {"layers.1.weight", HM_F32, {4, -1}, 0},
                            {"layers.2.weight", HM_F32, {4, -1}, 0}, {"layers.10.weight", HM_F32, {4, -1}, 0},
@@ -362,14 +364,15 @@ static void test_misfits(void)
                   "b: layers.1.weight: its shape is [5], in a [4]", "--common");
     hm_plan *plan = plan_two(model("a", NET), model("b", other, COUNT(net)), &common);
     CHECK(plan != NULL && plan->merged_count == 6 && is_copied(plan, "layers.1.weight"));
-    check_note(plan, "1 tensors that the inputs do not share: 1 copied from a, 0 left out (the first is layers.1.weight)");
+    check_note(plan, "1 tensor that the inputs do not share: 1 copied from a, 0 left out (the first is "
+                     "layers.1.weight)");
     if (plan != NULL) check_consistent(plan);
     hm_plan_free(plan);
 
     for (size_t i = 0; i < COUNT(net); i++) other[i].shape[0] = 6;
     check_refused(plan_two(model("a", NET), model("b", other, COUNT(net)), NULL), HM_ERR_MISMATCH,
-                  "7 tensors in all do not fit, also layers.1.weight, layers.10.weight, layers.2.weight, layers.4.weight,"
-                  " …", "b: layers.0.weight");
+                  "7 tensors in all do not fit, also layers.1.weight, layers.10.weight, layers.2.weight, "
+                  "layers.4.weight, …", "b: layers.0.weight");
     check_refused(plan_two(model("a", NET), model("b", other, COUNT(net)), &common), HM_ERR_MISMATCH,
                   "nothing is left", "");
     other[0].dtype = HM_I32;
@@ -385,13 +388,15 @@ static void test_misfits(void)
     /* Missing in the carrier, with --common: it cannot be copied from there. */
     plan = plan_two(variant("a", NET, 3, NOTHING, NULL), model("b", NET), &common);
     CHECK(plan != NULL && plan->merged_count == 6 && plan->count == 6);
-    check_note(plan, "1 tensors that the inputs do not share: 0 copied from a, 1 left out (the first is layers.10.weight)");
+    check_note(plan, "1 tensor that the inputs do not share: 0 copied from a, 1 left out (the first is "
+                     "layers.10.weight)");
     hm_plan_free(plan);
 
     /* [4] and [4, 1] are different things; floats of different types are not; empty ones are nothing to merge. */
     other[0] = (spec){"layers.0.weight", HM_F32, {4, 1, -1}, 0};
     check_refused(plan_two(model("a", NET), variant("b", NET, 0, other[0], NULL), NULL), HM_ERR_MISMATCH, "[4, 1]", "");
-    plan = plan_two(model("a", NET), variant("b", NET, 0, (spec){"layers.0.weight", HM_F8_E4M3, {4, -1}, 0}, NULL), NULL);
+    other[0] = (spec){"layers.0.weight", HM_F8_E4M3, {4, -1}, 0};
+    plan = plan_two(model("a", NET), variant("b", NET, 0, other[0], NULL), NULL);
     CHECK(plan != NULL && plan->merged_count == 7 && find(plan, "layers.0.weight")->like->dtype == HM_F32);
     hm_plan_free(plan);
     const spec nil = {"nil", HM_F32, {0, -1}, 0};
@@ -405,7 +410,8 @@ static void test_inpainting(void)
     static const hm_selection common = {.common = true};
     const spec nine = {FIRST, HM_F16, {2, 9, 3, 3, -1}, 0}, eight = {FIRST, HM_F16, {2, 8, 3, 3, -1}, 0};
     check_refused(plan_two(model("a", SD1), variant("b", SD1, 0, nine, NULL), NULL), HM_ERR_MISMATCH,
-                  "b is an inpainting model (9 input channels), the others are not; leave it out or use --common", FIRST);
+                  "b is an inpainting model (9 input channels), the others are not; leave it out or use --common",
+                  FIRST);
     CHECK_TEXT(last_error.file, "b");
     hm_source *three[] = {variant("a", SD1, 0, nine, NULL), variant("b", SD1, 0, nine, NULL), model("c", SD1)};
     check_refused(plan_of(three, 3, NULL, NULL, NULL), HM_ERR_MISMATCH,
@@ -431,7 +437,12 @@ static void test_families(void)
     check_refused(plan_two(model("a", SD1), model("b", lora, 1), NULL), HM_ERR_MISMATCH, "b: is a LoRA", "");
     check_refused(plan_two(model("a", lora, 1), model("b", lora, 1), NULL), HM_ERR_MISMATCH, "a: is a LoRA", "");
     check_refused(plan_two(model("a", SD1), model("b", shard, 1), NULL), HM_ERR_MISMATCH, "b is diffusers", "");
-    check_refused(plan_two(model("a", SD1), model("b", NET), NULL), HM_ERR_MISMATCH, "b: ", "while a has it");
+    check_refused(plan_two(model("a", SD1), model("b", NET), NULL), HM_ERR_MISMATCH, "b: is another network",
+                  "none of its 7 tensors");
+    check_refused(plan_of((hm_source *[]){model("a", NET), model("c", SD1), model("b", NET)}, 3, NULL, NULL, NULL),
+                  HM_ERR_MISMATCH, "c: is another network", "in a;");
+    check_refused(plan_of((hm_source *[]){model("c", SD1), model("a", NET), model("b", NET)}, 3, NULL, NULL, NULL),
+                  HM_ERR_MISMATCH, "c: is another network", "in a;");
     hm_plan *plan = plan_two(model("a", shard, 1), model("b", shard, 1), NULL); /* alike, so welcome */
     CHECK(plan != NULL && plan->merged_count == 1);
     hm_plan_free(plan);
@@ -467,7 +478,7 @@ static void test_flags_and_quantised(void)
     hm_plan_free(plan);
 }
 
-/* ---- base and carrier --------------------------------------------------------------------------------------------------- */
+/* ---- base and carrier -------------------------------------------------------------------------------------------- */
 
 static void test_base_and_carrier(void)
 {
@@ -493,7 +504,8 @@ static void test_base_and_carrier(void)
 
     /* A file of its own as carrier: it gives what is not merged, and need not fit. */
     const spec nine = {FIRST, HM_F32, {2, 9, 3, 3, -1}, 0}, extra = {"extra", HM_F32, {3, -1}, 0};
-    plan = plan_of((hm_source *[]){model("a", SD1), model("b", SD1)}, 2, NULL, variant("c", SD1, 0, nine, &extra), NULL);
+    plan = plan_of((hm_source *[]){model("a", SD1), model("b", SD1)}, 2, NULL, variant("c", SD1, 0, nine, &extra),
+                   NULL);
     CHECK(plan != NULL && plan->merged_count == 7 && is_merged(plan, FIRST) && is_copied(plan, "extra"));
     if (plan != NULL) {
         check_consistent(plan);
@@ -511,7 +523,7 @@ static void test_base_and_carrier(void)
     hm_plan_free(plan);
 }
 
-/* ---- files, and many of them ---------------------------------------------------------------------------------------------- */
+/* ---- files, and many of them ------------------------------------------------------------------------------------- */
 
 static void test_files(void)
 {

@@ -21,7 +21,8 @@ static void digest(const void *data, size_t bytes, char hex[65])
 static void digest_at_once(blocks_function *blocks, const unsigned char *data, size_t bytes, char hex[65])
 {
     static unsigned char padded[1024];
-    uint32_t state[8] = {0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a, 0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19};
+    uint32_t state[8] = {0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a,
+                         0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19};
     size_t total = (bytes + 9 + 63) / 64 * 64;
     memset(padded, 0, sizeof padded);
     memcpy(padded, data, bytes);

@@ -150,7 +150,7 @@ static void test_refused(folder *f)
     hm_source_close(source);
 }
 
-/* ---- hashes, changes ------------------------------------------------------------------------------------------------ */
+/* ---- hashes, changes --------------------------------------------------------------------------------------------- */
 
 typedef struct ticks {
     uint64_t calls, last, total;
@@ -229,7 +229,7 @@ static void test_sha256(folder *f)
     hm_source_close(source);
 }
 
-/* ---- borrowed tensors ------------------------------------------------------------------------------------------------ */
+/* ---- borrowed tensors -------------------------------------------------------------------------------------------- */
 
 static void test_borrow(void)
 {
@@ -292,7 +292,8 @@ static void check_gather(const hm_tensor_info *t, bool contiguous)
     for (size_t i = 0; i < all; i++) {
         int64_t offset = 0;
         uint64_t rest = i;
-        for (unsigned d = t->ndim; d-- > 0; rest /= t->shape[d]) offset += (int64_t)(rest % t->shape[d]) * t->strides[d];
+        for (unsigned d = t->ndim; d-- > 0; rest /= t->shape[d])
+            offset += (int64_t)(rest % t->shape[d]) * t->strides[d];
         memcpy(expected + i * size, (const char *)t->data + offset * (int64_t)size, size);
     }
     CHECK(hm_tensor_is_contiguous(t) == contiguous);
