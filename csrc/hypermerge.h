@@ -136,7 +136,7 @@ hm_status hm_source_set_sha256(hm_source *source, const char *hex, hm_error *err
 /* Globs are those of Python's fnmatch.fnmatchcase (`*`, `?`, `[…]`, `[!…]`) on tensor names.  Without `include`, every
  * floating-point tensor but the VAE and the T5 encoder is merged; with it, exactly those that match one.  `exclude` takes
  * away.  A glob that matches nothing is an error.  What is never averaged (integers, position_ids, scheduler buffers …)
- * stays so: see model/policy.c. */
+ * stays so: see model/names.c. */
 typedef struct hm_selection {
     const char *const *include;
     size_t includes;
@@ -217,6 +217,42 @@ hm_status hm_hyper_merge(hm_hyper *hyper, const char *path, const hm_merge_optio
 /* Coordinates of a model that was not merged: the c that minimises ‖X − B − Σ c_k D_k‖, and the relative residual.
  * JSON {"name","multipliers":[K],"residual","norm"}.  One read of X and of the hyper-model. */
 hm_status hm_hyper_project(hm_hyper *hyper, hm_source *x, char **out_json, hm_job *job, hm_error *err);
+
+/* ---- live: blends written into tensors that the caller owns ------------------------------------------------------------ */
+
+/* The same arithmetic as hm_hyper_merge, fused into one pass and written in place, as often as one likes and always from
+ * the base, so nothing drifts: the numbers depend on the multipliers alone, not on earlier calls or on threads.
+ *
+ * A live binding knows which target belongs to which tensor of the hyper-model; it does not own the targets and keeps no
+ * address of them: hosts move storage, so every call brings the targets anew, in the order in which they were bound.
+ * targets[i].name, dtype, ndim, shape, strides, data are read; `data` is written through although it is const here. */
+typedef struct hm_live hm_live;
+
+typedef struct hm_live_options {
+    bool in_memory;     /* copy base and directions into memory; else they are read from the files at every call, through a
+                         * bounded buffer (the page cache keeps them) */
+    bool keep_original; /* keep a copy of targets that do not hold cast(W̃), so that restore can bring them back; without it
+                         * such a target is HM_ERR_MISMATCH, because the first hm_live_set would destroy it */
+} hm_live_options;
+
+/* `names[i]` is the hyper-model's name for target i.  Targets that no direction moves may be left out.  Reads every target
+ * and the base once, to compare them.  HM_ERR_MISMATCH: a name the hyper-model lacks or that comes twice, another shape,
+ * a type that cannot be written, targets that share memory; HM_ERR_ARGUMENT for a hyper-model that is not saved yet. */
+hm_status hm_live_bind(hm_live **out, hm_hyper *hyper, const hm_tensor_info *targets, const char *const *names, size_t count,
+                       const hm_live_options *options, hm_job *job, hm_error *err);
+/* Writes B + Σ_k at_k D_k into the targets.  Everything is checked before the first byte is written.  Cancelled or failed in
+ * the middle, each tensor holds its old or its new values in every part; the next call puts all right. */
+hm_status hm_live_set(hm_live *live, const hm_tensor_info *targets, size_t count, const double *at, size_t at_count,
+                      const hm_block_value *blocks, size_t block_count, hm_job *job, hm_error *err);
+/* Brings back the bytes that the targets held when they were bound. */
+hm_status hm_live_restore(hm_live *live, const hm_tensor_info *targets, size_t count, hm_job *job, hm_error *err);
+void hm_live_close(hm_live *live);
+
+/* One tensor alone: out = base + Σ_k c_k directions[k], in place, without temporaries, on `threads` threads (0 = as many as
+ * the size is worth).  base NULL counts as 0; base may be `out` itself, other overlaps are HM_ERR_ARGUMENT.  All have one
+ * shape; any floating-point types, any strides. */
+hm_status hm_blend(const hm_tensor_info *out, const hm_tensor_info *base, const hm_tensor_info *const *directions,
+                   const double *c, size_t count, unsigned threads, hm_error *err);
 
 /* ---- questions without an output file -------------------------------------------------------------------------------- */
 

@@ -56,8 +56,8 @@ def recover(
     """The mixture Σ w_m W_m of `parents` that best explains `model`; one read of each.
 
     free: do not force the weights to sum to 1.  blocks: also per block of the network.  Others as for `solve`.
-    Returns {"name", "names": [M], "weights": [M], "residual", "rms"} and, if asked, "blocks": {block: {"weights",
-    "residual", …}}.  residual is relative to ‖model − mean of the parents‖, rms is absolute per element.
+    Returns {"name", "parents": [name], "weights": [M], "residual", "rms"} and, if asked, "blocks": {block: {"weights",
+    "residual"}}.  residual is relative to ‖model − mean of the parents‖, rms is absolute per element.
     Raises Error, MismatchError.
     """
     opened = source(model, "model")
@@ -69,10 +69,7 @@ def recover(
         blocks,
         job(memory_budget, threads, progress, statistics),
     )
-    answer = json.loads(text)
-    answer["names"] = [entry["name"] for entry in answer["weights"]]
-    answer["weights"] = [entry["weight"] for entry in answer["weights"]]
-    return answer
+    return json.loads(text)
 
 
 def inspect(model: Model) -> dict[str, Any]:

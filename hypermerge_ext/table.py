@@ -241,19 +241,15 @@ def recover(answer: dict[str, Any], style: Style) -> str:
     largest = max((abs(weight) for weight in answer["weights"]), default=0.0) or 1.0
     rows = [
         [name, f"{weight:+.4f}", bar(abs(weight) / largest, style._replace(colour=False), 20)]
-        for name, weight in zip(answer["names"], answer["weights"])
+        for name, weight in zip(answer["parents"], answer["weights"])
     ]
     parts = [table(["parent", "weight", ""], rows, style)]
     if answer.get("blocks"):
-        head = ["block", *(str(i + 1) for i in range(len(answer["names"]))), "residual"]
+        head = ["block", *(str(i + 1) for i in range(len(answer["parents"]))), "residual"]
         rows = [
-            [block, *(f"{weight:+.3f}" for weight in _block_weights(found)), percent(found.get("residual"))]
+            [block, *(f"{weight:+.3f}" for weight in found["weights"]), percent(found.get("residual"))]
             for block, found in answer["blocks"].items()
         ]
         parts.append(table(head, rows, style))
     parts.append(f"  not explained: {percent(answer['residual'])}{style.dot}rms per element {answer['rms']:.3g}")
     return "\n".join(parts)
-
-
-def _block_weights(found: dict[str, Any]) -> list[float]:
-    return [entry["weight"] if isinstance(entry, dict) else entry for entry in found["weights"]]

@@ -13,6 +13,13 @@
 /* Index of (i, j), i ≥ j, in a packed lower triangle. */
 #define HM_TRIANGLE(i, j) ((size_t)(i) * ((size_t)(i) + 1) / 2 + (size_t)(j))
 
+/* One operand of a blend. */
+typedef struct hm_blend_part {
+    const void *data;
+    hm_dtype dtype;
+    float c;
+} hm_blend_part;
+
 typedef struct hm_kernels {
     const char *name; /* "portable", "avx2" */
 
@@ -28,6 +35,12 @@ typedef struct hm_kernels {
 
     /* x[i] = round(x[i] + round(c · d[i])): never contracted, so that all instruction sets agree bit for bit. */
     void (*axpy)(float *x, float c, const float *d, size_t n);
+
+    /* The arithmetic of every full-rank blend, fused: x = parts[0]; x = round(x + round(c · part)) for the others in order;
+     * out = round(x) to nearest even.  parts[0].c is not used; parts[0].data NULL stands for 0; a part with c == 0 or data
+     * NULL is skipped.  The same bytes as load, axpy, store, for all variants and any split of n.  `stream`: write past
+     * the caches (for tensors much larger than them); `out` may be parts[0].data. Any n, any alignment. */
+    void (*blend)(void *out, hm_dtype out_dtype, const hm_blend_part *parts, size_t part_count, size_t n, bool stream);
 
     /* g[HM_TRIANGLE(i, j)] += Σ_t rows[i·stride + t] · rows[j·stride + t] for all m (m+1)/2 pairs; n ≤
      * HM_KERNEL_COLUMNS, products and lane sums in f32 (fused where the CPU can), the lanes added up in f64. stride ≥
