@@ -18,7 +18,7 @@
  *   threads    different objects may be used in different threads.  One object may be read by several threads at a
  *              time.  Progress is reported on the calling thread only.
  *   memory     the streaming passes keep to hm_job.memory_budget however large the files are; beside it come a few
- *              hundred bytes per tensor name.
+ *              hundred bytes per tensor and file, and one packed M × M matrix per tensor.
  *   process    the core never prints, never exits or aborts, changes no signal, locale or environment, and keeps no
  *              global state but the choice of kernels, made once from what the CPU can do (HM_CPU=portable forces
  *              the portable ones).
@@ -69,6 +69,7 @@ typedef struct hm_job {
     void *user;
     uint64_t out_direct_bytes; /* read past the page cache (O_DIRECT), because the file was cold */
     uint64_t out_cached_bytes; /* read through the page cache */
+    uint64_t out_total_bytes;  /* of the last streaming pass: what progress counts up to */
     double out_seconds;        /* wall time of the streaming pass or passes */
 } hm_job;
 
@@ -159,7 +160,7 @@ typedef struct hm_solve_options {
     const double *weights;  /* M values > 0, or NULL = all equal */
     hm_selection selection;
     unsigned carrier;       /* which input gives the tensors that are not merged (with HM_BASE_FILE the base does) */
-    hm_dtype dtype;         /* of the merged tensors when saved; HM_DTYPE_KEEP */
+    hm_dtype dtype;         /* of floating-point tensors when saved (but not of buffers and flags); HM_DTYPE_KEEP */
 } hm_solve_options;
 
 typedef struct hm_hyper hm_hyper; /* reference counted: a solved or an opened hyper-model */

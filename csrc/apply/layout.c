@@ -25,6 +25,9 @@ static hm_status list_tensors(hm_layout *out, const hm_hyper *hyper, hm_error *e
         bool merged = tensor->action == HM_ACTION_MERGE;
         if (hyper->base == HM_BASE_FILE && !(merged && hyper->moves[t])) continue; /* it is in the base file */
         hm_dtype dtype = hm_output_dtype(tensor->like, hyper->dtype);
+        if (merged && strlen(tensor->like->name) > HM_LONGEST_MOVED_NAME)
+            return hm_fail(err, HM_ERR_ARGUMENT, NULL, tensor->like->name,
+                           "the tensor's name is too long to be a direction's; leave it out with --exclude");
         out->tensors[out->count++] = (hm_layout_tensor){.plan_index = t,
                                                         .like = tensor->like,
                                                         .dtype = dtype,
@@ -74,9 +77,11 @@ static int entry_order(const void *a, const void *b)
     return hm_tensor_usual_order(&((const struct entry *)a)->info, &((const struct entry *)b)->info);
 }
 
+/* A mean of equal models in their own type is exact, and an f32 mean has nothing left over. */
 static bool stores_low(const hm_layout *layout, const hm_layout_tensor *tensor)
 {
-    return layout->with_low && tensor->moves && hm_dtype_bytes(tensor->dtype) < 4; /* an f32 mean has nothing left over */
+    return layout->with_low && tensor->merged && hm_dtype_bytes(tensor->dtype) < 4 &&
+           (tensor->moves || tensor->like->dtype != tensor->dtype);
 }
 
 static size_t make_entries(hm_layout *out, struct entry *entries, char *names)
@@ -84,9 +89,8 @@ static size_t make_entries(hm_layout *out, struct entry *entries, char *names)
     size_t n = 0;
     for (size_t i = 0; i < out->count; i++) {
         const hm_layout_tensor *tensor = &out->tensors[i];
-        if (!tensor->moves) continue;
-        size_t length = strlen(tensor->like->name);
-        for (size_t k = stores_low(out, tensor) ? 0 : 1; k <= out->directions; k++) {
+        size_t length = strlen(tensor->like->name), last = tensor->moves ? out->directions : 0;
+        for (size_t k = stores_low(out, tensor) ? 0 : 1; k <= last; k++) {
             char *name = names;
             size_t room = strlen(HM_PREFIX_DIRECTION) + 24 + length;
             int written = k == 0 ? snprintf(name, room, HM_PREFIX_BASE_LOW "%s", tensor->like->name)
@@ -103,7 +107,7 @@ static hm_status list_extra(hm_layout *out, bool split, hm_error *err)
 {
     size_t most = 0, names = 0;
     for (size_t i = 0; i < out->count; i++)
-        if (out->tensors[i].moves) {
+        if (out->tensors[i].merged) {
             most += out->directions + 1;
             names += (out->directions + 1) * (strlen(out->tensors[i].like->name) + strlen(HM_PREFIX_DIRECTION) + 24);
         }

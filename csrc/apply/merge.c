@@ -48,19 +48,17 @@ static const void *numbers_at(const hm_piece *piece, size_t row, size_t at)
 
 /* The arithmetic that every full-rank blend shares (hypermerge.h, hm_hyper_merge). */
 static void blend_stored(const struct merge_pass *pass, const hm_merge_tensor *tensor, const hm_piece *piece, size_t at,
-                         size_t n, float *x, float *scratch)
+                         size_t n, float *x)
 {
-    const hm_kernels *kernels = pass->kernels;
-    if (piece->raw[0] != NULL)
-        kernels->load[piece->as[0]->dtype](numbers_at(piece, 0, at), x, n);
-    else
-        memset(x, 0, n * sizeof *x);
-    for (size_t r = 1; r < pass->list->blend_rows; r++) {
-        float c = r == 1 ? 1.0f : (float)tensor->at[r - 2];
-        if (piece->raw[r] == NULL || c == 0) continue;
-        kernels->load[piece->as[r]->dtype](numbers_at(piece, r, at), scratch, n);
-        kernels->axpy(x, c, scratch, n);
+    size_t rows = pass->list->blend_rows;
+    hm_blend_part parts[HM_STREAM_ROWS];
+    for (size_t r = 0; r < rows; r++) {
+        parts[r] = (hm_blend_part){.dtype = HM_F32, .c = r < 2 ? 1.0f : (float)tensor->at[r - 2]};
+        if (piece->raw[r] == NULL) continue;
+        parts[r].data = numbers_at(piece, r, at);
+        parts[r].dtype = piece->as[r]->dtype;
     }
+    pass->kernels->blend(x, HM_F32, parts, rows, n, false);
 }
 
 static void blend_exact(const struct merge_pass *pass, const hm_piece *piece, size_t at, size_t n, float *x, float *scratch)
@@ -83,8 +81,22 @@ static void blend_exact(const struct merge_pass *pass, const hm_piece *piece, si
     if (subtract) kernels->axpy(x, 1.0f, scratch, n);
 }
 
-static void copy_piece(const struct merge_pass *pass, const hm_merge_tensor *tensor, const hm_piece *piece,
-                       unsigned char *to, float *scratch)
+/* What was just stored must be numbers: a value beyond the range of the type would silently become Inf, and a model with it
+ * gives black pictures. */
+static hm_status check_fits(const struct merge_pass *pass, const hm_merge_tensor *tensor, uint64_t start, size_t n,
+                            const void *stored, float *scratch, hm_error *err)
+{
+    hm_dtype dtype = tensor->like.dtype;
+    pass->kernels->load[dtype](stored, scratch, n);
+    size_t bad = pass->kernels->find_nonfinite(scratch, n);
+    if (bad == n) return HM_OK;
+    return hm_fail(err, HM_ERR_MISMATCH, pass->out->file.target, tensor->like.name,
+                   "its value at index %llu does not fit into %s; use a wider --dtype or smaller multipliers",
+                   (unsigned long long)(start + bad), hm_dtype_name(dtype));
+}
+
+static hm_status copy_piece(const struct merge_pass *pass, const hm_merge_tensor *tensor, const hm_piece *piece,
+                            unsigned char *to, float *scratch, hm_error *err)
 {
     size_t row = pass->list->blend_rows;
     while (piece->raw[row] == NULL) row++;
@@ -92,13 +104,15 @@ static void copy_piece(const struct merge_pass *pass, const hm_merge_tensor *ten
     size_t size = hm_dtype_bytes(tensor->like.dtype);
     if (from == tensor->like.dtype) {
         memcpy(to, piece->raw[row], piece->count * size);
-        return;
+        return HM_OK;
     }
     for (size_t at = 0; at < piece->count; at += COLUMNS) {
         size_t n = piece->count - at < COLUMNS ? piece->count - at : COLUMNS;
         pass->kernels->load[from](numbers_at(piece, row, at), scratch, n);
         pass->kernels->store[tensor->like.dtype](scratch, to + at * size, n);
+        HM_TRY(check_fits(pass, tensor, piece->start + at, n, to + at * size, scratch, err));
     }
+    return HM_OK;
 }
 
 static hm_status merge_work(void *user, const hm_piece *piece, const hm_segment *segment, void *block, hm_error *err)
@@ -108,18 +122,15 @@ static hm_status merge_work(void *user, const hm_piece *piece, const hm_segment 
     size_t size = hm_dtype_bytes(tensor->like.dtype);
     unsigned char *to = (unsigned char *)segment->result + piece->offset * size;
     float *x = block, *scratch = x + COLUMNS;
-    (void)err;
-    if (!tensor->blended) {
-        copy_piece(pass, tensor, piece, to, scratch);
-        return HM_OK;
-    }
+    if (!tensor->blended) return copy_piece(pass, tensor, piece, to, scratch, err);
     for (size_t at = 0; at < piece->count; at += COLUMNS) {
         size_t n = piece->count - at < COLUMNS ? piece->count - at : COLUMNS;
         if (pass->list->way == HM_MERGE_STORED)
-            blend_stored(pass, tensor, piece, at, n, x, scratch);
+            blend_stored(pass, tensor, piece, at, n, x);
         else
             blend_exact(pass, piece, at, n, x, scratch);
         pass->kernels->store[tensor->like.dtype](x, to + at * size, n);
+        HM_TRY(check_fits(pass, tensor, piece->start + at, n, to + at * size, x, err));
     }
     return HM_OK;
 }
@@ -247,11 +258,14 @@ static hm_status run_pass(struct merge_pass *pass, hm_job *job, hm_error *err)
     return status;
 }
 
-static hm_status check_target(const hm_merge_list *list, const hm_hyper *hyper, const char *path, bool force, hm_error *err)
+static hm_status check_target(const hm_merge_list *list, const hm_hyper *hyper, const char *path,
+                              const hm_merge_options *options, hm_error *err)
 {
+    hm_source *others[] = {hyper->file, hyper->base_file, options->carrier, options->vae};
+    bool force = options->force;
     for (size_t r = 0; r < list->row_count; r++)
         HM_TRY(hm_output_check_target(path, &list->rows[r].source, 1, force, err));
-    return hm_output_check_target(path, (hm_source *const *)&hyper->file, 1, force, err);
+    return hm_output_check_target(path, others, 4, force, err);
 }
 
 hm_status hm_hyper_merge(hm_hyper *hyper, const char *path, const hm_merge_options *options, hm_job *job, hm_error *err)
@@ -265,13 +279,13 @@ hm_status hm_hyper_merge(hm_hyper *hyper, const char *path, const hm_merge_optio
     hm_merge_list list;
     HM_TRY(hm_merge_list_make(&list, hyper, options, err));
     bool exact = list.way == HM_MERGE_EXACT;
-    hm_output out = {.file = {.fd = -1}};
+    hm_output out = HM_OUTPUT_CLOSED;
     hm_meta_list meta = {0};
     struct merge_pass pass = {.hyper = hyper, .list = &list, .kernels = hm_kernels_best(), .out = &out};
     hm_tensor_info *infos = hm_alloc(list.count, sizeof *infos);
     hm_status status = infos != NULL ? HM_OK : hm_fail_memory(err, "the layout of a file");
     for (size_t i = 0; status == HM_OK && i < list.count; i++) infos[i] = list.tensors[i].like;
-    if (status == HM_OK) status = check_target(&list, hyper, path, options->force, err);
+    if (status == HM_OK) status = check_target(&list, hyper, path, options, err);
     if (status == HM_OK) status = make_meta(&meta, hyper, options, exact, path, HM_HASH_PLACEHOLDER, err);
     if (status == HM_OK) status = hm_output_begin(&out, path, infos, list.count, meta.entries, meta.count, err);
     hm_meta_clear(&meta);
@@ -280,6 +294,7 @@ hm_status hm_hyper_merge(hm_hyper *hyper, const char *path, const hm_merge_optio
     if (status == HM_OK) status = hm_output_data_hash(&out, hash, job, err);
     if (status == HM_OK) status = make_meta(&meta, hyper, options, exact, path, hash, err);
     if (status == HM_OK) status = hm_output_finish(&out, meta.entries, meta.count, NULL, err);
+    if (status == HM_OK) status = hm_output_publish(&out, err);
     hm_output_close(&out);
     hm_meta_clear(&meta);
     hm_release(infos);

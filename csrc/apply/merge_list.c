@@ -1,52 +1,20 @@
 #include "apply/merge_list.h"
 
-#include <math.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "apply/multipliers.h"
+#include "apply/stored.h"
 #include "base/error.h"
 #include "io/header_write.h"
-#include "model/glob.h"
-
-#define NAME_ROOM 1024
+#include "model/spelling.h"
 
 static bool is_ours(const char *name)
 {
     return strncmp(name, HM_PREFIX, strlen(HM_PREFIX)) == 0;
 }
 
-/* Direction k (from 1) of a tensor in an opened hyper-model, or HM_ABSENT. */
-static uint32_t direction_index(const hm_hyper *hyper, const char *name, size_t k)
-{
-    char full[NAME_ROOM];
-    int length = snprintf(full, sizeof full, HM_PREFIX_DIRECTION "%zu.%s", k, name);
-    return length > 0 && (size_t)length < sizeof full ? hm_source_index(hyper->file, full) : HM_ABSENT;
-}
-
-static bool has_direction(const hm_hyper *hyper, const char *name)
-{
-    for (size_t k = 1; k <= hyper->solution.directions; k++)
-        if (direction_index(hyper, name, k) != HM_ABSENT) return true;
-    return false;
-}
-
-/* A tensor by any spelling of its name that checkpoints use. */
-static uint32_t index_by_any_name(const hm_source *source, const char *name)
-{
-    static const char old_prefix[] = "cond_stage_model.transformer.", inserted[] = "text_model.";
-    char other[NAME_ROOM];
-    uint32_t index = hm_source_index(source, name);
-    if (index == HM_ABSENT && hm_name_canonical(name, other, sizeof other)) index = hm_source_index(source, other);
-    size_t prefix = sizeof old_prefix - 1, extra = sizeof inserted - 1;
-    if (index == HM_ABSENT && strncmp(name, old_prefix, prefix) == 0 && strncmp(name + prefix, inserted, extra) == 0) {
-        int length = snprintf(other, sizeof other, "%s%s", old_prefix, name + prefix + extra);
-        if (length > 0 && (size_t)length < sizeof other) index = hm_source_index(source, other);
-    }
-    return index;
-}
-
-/* The same in a stand-alone VAE file, whose names have no prefix. */
+/* A tensor of a VAE: from a checkpoint, or from a stand-alone file, whose names have no prefix. */
 static uint32_t vae_index(const hm_source *vae, const char *name)
 {
     uint32_t index = hm_source_index(vae, name);
@@ -65,14 +33,15 @@ static bool same_shape(const hm_tensor_info *a, const hm_tensor_info *b)
 static void add_blended(hm_merge_list *list, const hm_tensor_info *like, const char *name)
 {
     hm_merge_tensor *tensor = &list->tensors[list->count++];
-    *tensor = (hm_merge_tensor){.like = *like, .blended = true};
+    *tensor = (hm_merge_tensor){.like = *like, .own = name, .blended = true};
     tensor->like.name = name;
 }
 
 static void add_copied(hm_merge_list *list, hm_source *from, uint32_t index)
 {
+    const hm_tensor_info *tensor = &from->header.tensors[index];
     list->tensors[list->count++] =
-        (hm_merge_tensor){.like = from->header.tensors[index], .copy_from = from, .copy_index = index};
+        (hm_merge_tensor){.like = *tensor, .own = tensor->name, .copy_from = from, .copy_index = index};
 }
 
 static void list_opened(hm_merge_list *list, hm_hyper *hyper)
@@ -82,7 +51,7 @@ static void list_opened(hm_merge_list *list, hm_hyper *hyper)
     for (uint32_t i = 0; i < base->header.count; i++) {
         const hm_tensor_info *tensor = &base->header.tensors[i];
         if (is_ours(tensor->name) || hm_name_rule(tensor->name, tensor->dtype) == HM_RULE_DROP) continue;
-        if (has_direction(hyper, tensor->name))
+        if (hm_stored_moves(hyper, tensor->name))
             add_blended(list, tensor, tensor->name);
         else
             add_copied(list, base, i);
@@ -107,36 +76,35 @@ static void list_solved(hm_merge_list *list, const hm_hyper *hyper)
     }
 }
 
-static int by_name(const void *a, const void *b)
+/* Another carrier gives what is not blended, adds what the hyper-model does not have at all, and its spelling of the names
+ * holds for all: a file with two spellings would be read by nobody as it is meant. */
+static hm_status apply_carrier(hm_merge_list *list, hm_source *carrier, hm_error *err)
 {
-    return strcmp(((const hm_merge_tensor *)a)->like.name, ((const hm_merge_tensor *)b)->like.name);
-}
-
-/* Another carrier gives what is not blended, and adds what the hyper-model does not have at all. */
-static void apply_carrier(hm_merge_list *list, hm_source *carrier)
-{
-    qsort(list->tensors, list->count, sizeof *list->tensors, by_name);
-    size_t known = list->count;
-    for (size_t i = 0; i < known; i++) {
+    hm_spelling spelling;
+    HM_TRY(hm_spelling_make(&spelling, carrier, err));
+    bool *used = hm_alloc(carrier->header.count, sizeof *used);
+    for (size_t i = 0; used != NULL && i < list->count; i++) {
         hm_merge_tensor *tensor = &list->tensors[i];
-        uint32_t index = tensor->blended ? HM_ABSENT : index_by_any_name(carrier, tensor->like.name);
+        uint32_t index = hm_spelling_find(&spelling, tensor->own);
         if (index == HM_ABSENT) continue;
-        const char *name = tensor->like.name;
-        *tensor = (hm_merge_tensor){.like = carrier->header.tensors[index], .copy_from = carrier, .copy_index = index};
-        tensor->like.name = name;
-    }
-    for (uint32_t i = 0; i < carrier->header.count; i++) {
-        hm_merge_tensor key = {.like = carrier->header.tensors[i]};
-        if (is_ours(key.like.name) || hm_name_rule(key.like.name, key.like.dtype) == HM_RULE_DROP) continue;
-        char canonical[NAME_ROOM];
-        const char *name = key.like.name;
-        bool found = bsearch(&key, list->tensors, known, sizeof key, by_name) != NULL;
-        if (!found && hm_name_canonical(name, canonical, sizeof canonical)) {
-            key.like.name = canonical;
-            found = bsearch(&key, list->tensors, known, sizeof key, by_name) != NULL;
+        used[index] = true;
+        if (tensor->blended) {
+            tensor->like.name = carrier->header.tensors[index].name;
+        } else {
+            tensor->like = carrier->header.tensors[index];
+            tensor->copy_from = carrier;
+            tensor->copy_index = index;
         }
-        if (!found) add_copied(list, carrier, i);
     }
+    for (uint32_t i = 0; used != NULL && i < carrier->header.count; i++) {
+        const hm_tensor_info *tensor = &carrier->header.tensors[i];
+        if (!used[i] && !is_ours(tensor->name) && hm_name_rule(tensor->name, tensor->dtype) != HM_RULE_DROP)
+            add_copied(list, carrier, i);
+    }
+    hm_status status = used != NULL ? HM_OK : hm_fail_memory(err, "the list of tensors");
+    hm_release(used);
+    hm_spelling_clear(&spelling);
+    return status;
 }
 
 static hm_status apply_vae(hm_merge_list *list, hm_source *vae, hm_error *err)
@@ -153,7 +121,7 @@ static hm_status apply_vae(hm_merge_list *list, hm_source *vae, hm_error *err)
             return hm_fail(err, HM_ERR_MISMATCH, hm_source_label(vae), other->name,
                            "has another shape than this model's VAE; choose a VAE of the same family");
         const char *name = tensor->like.name;
-        *tensor = (hm_merge_tensor){.like = *other, .copy_from = vae, .copy_index = index};
+        *tensor = (hm_merge_tensor){.like = *other, .own = tensor->own, .copy_from = vae, .copy_index = index};
         tensor->like.name = name;
         taken++;
     }
@@ -178,7 +146,7 @@ static hm_status list_tensors(hm_merge_list *list, hm_hyper *hyper, const hm_mer
         list_solved(list, hyper);
     else
         list_opened(list, hyper);
-    if (options->carrier != NULL) apply_carrier(list, options->carrier);
+    if (options->carrier != NULL) HM_TRY(apply_carrier(list, options->carrier, err));
     if (options->vae != NULL) HM_TRY(apply_vae(list, options->vae, err));
     hm_dtype asked = options->dtype == HM_DTYPE_KEEP && hyper->plan != NULL ? hyper->dtype : options->dtype;
     for (size_t i = 0; i < list->count; i++) {
@@ -191,37 +159,21 @@ static hm_status list_tensors(hm_merge_list *list, hm_hyper *hyper, const hm_mer
 
 /* ---- multipliers ------------------------------------------------------------------------------------------------------- */
 
-static hm_status check_values(const double *at, size_t count, hm_error *err)
-{
-    for (size_t k = 0; k < count; k++)
-        if (!isfinite(at[k]) || fabs(at[k]) > 1e6)
-            return hm_fail(err, HM_ERR_ARGUMENT, NULL, NULL, "multiplier %zu is %g; it must be a number of reasonable size", k + 1,
-                           at[k]);
-    return HM_OK;
-}
-
 static hm_status set_multipliers(hm_merge_list *list, const hm_merge_options *options, hm_error *err)
 {
-    if (options->at_count > list->directions)
-        return hm_fail(err, HM_ERR_ARGUMENT, NULL, NULL, "%zu multipliers were given, but the hyper-model has %zu direction%s",
-                       options->at_count, list->directions, list->directions == 1 ? "" : "s");
-    HM_TRY(check_values(options->at, options->at_count, err));
-    for (size_t i = 0; i < list->count; i++)
-        for (size_t k = 0; k < options->at_count; k++) list->tensors[i].at[k] = options->at[k];
-    for (size_t b = 0; b < options->block_count; b++) {
-        const hm_block_value *block = &options->blocks[b];
-        bool matched = false;
-        HM_TRY(check_values(block->at, list->directions, err));
-        for (size_t i = 0; i < list->count; i++) {
-            hm_merge_tensor *tensor = &list->tensors[i];
-            if (!tensor->blended || !hm_glob_match(block->glob, tensor->like.name)) continue;
-            matched = true;
-            for (size_t k = 0; k < list->directions; k++) tensor->at[k] = block->at[k];
-        }
-        if (!matched)
-            return hm_fail(err, HM_ERR_ARGUMENT, NULL, NULL, "no merged tensor matches the glob '%s'", block->glob);
+    const char **names = hm_alloc(list->count, sizeof *names);
+    list->multipliers = hm_alloc(list->count * list->directions, sizeof *list->multipliers);
+    hm_status status = names != NULL && list->multipliers != NULL ? HM_OK : hm_fail_memory(err, "the list of tensors");
+    for (size_t i = 0; status == HM_OK && i < list->count; i++) {
+        hm_merge_tensor *tensor = &list->tensors[i];
+        names[i] = tensor->blended ? tensor->own : NULL;
+        tensor->at = list->multipliers + i * list->directions;
     }
-    return HM_OK;
+    if (status == HM_OK)
+        status = hm_multipliers_fill(list->multipliers, names, list->count, list->directions, options->at, options->at_count,
+                                     options->blocks, options->block_count, err);
+    hm_release(names);
+    return status;
 }
 
 /* ---- rows -------------------------------------------------------------------------------------------------------------- */
@@ -238,6 +190,13 @@ static hm_status check_exact_inputs(const hm_hyper *hyper, const hm_merge_option
             return hm_fail(err, HM_ERR_MISMATCH, hm_source_label(source), NULL,
                            "is not the file that was merged as model %zu (%s); give the models in their order", m + 1,
                            hyper->members[m].name);
+        /* Checkpoints of one program often have equal headers: then the names tell whether the order is right. */
+        for (size_t other = 0; other < options->exact_count; other++)
+            if (other != m && strcmp(hm_source_name(source), hyper->members[other].name) == 0 &&
+                strcmp(hm_source_name(source), hyper->members[m].name) != 0)
+                return hm_fail(err, HM_ERR_MISMATCH, hm_source_label(source), NULL,
+                               "was merged as model %zu, but is given as model %zu; give the models in their order", other + 1,
+                               m + 1);
     }
     return HM_OK;
 }
@@ -247,9 +206,8 @@ static hm_status set_blend_rows(hm_merge_list *list, hm_hyper *hyper, const hm_m
 {
     size_t members = hyper->solution.members;
     if (list->way == HM_MERGE_STORED) {
-        list->blend_rows = 2 + list->directions;
-        for (size_t r = 0; r < list->blend_rows; r++) list->rows[r].source = hyper->file;
-        if (hyper->base_file != NULL) list->rows[0].source = hyper->base_file;
+        list->blend_rows = hm_stored_rows(hyper);
+        for (size_t r = 0; r < list->blend_rows; r++) list->rows[r].source = hm_stored_source(hyper, r);
         return HM_OK;
     }
     list->blend_rows = members + 1;
@@ -261,37 +219,42 @@ static hm_status set_blend_rows(hm_merge_list *list, hm_hyper *hyper, const hm_m
     return HM_OK;
 }
 
-static hm_status find_in(const hm_source *source, const hm_tensor_info *like, uint32_t *out, hm_error *err)
+static hm_status find_in(const hm_source *source, const hm_spelling *spelling, const hm_merge_tensor *tensor, uint32_t *out,
+                         hm_error *err)
 {
-    *out = index_by_any_name(source, like->name);
-    if (*out == HM_ABSENT)
-        return hm_fail(err, HM_ERR_MISMATCH, hm_source_label(source), like->name, "is missing");
-    const hm_tensor_info *tensor = &source->header.tensors[*out];
-    if (!same_shape(tensor, like) || !hm_dtype_is_float(tensor->dtype))
-        return hm_fail(err, HM_ERR_MISMATCH, hm_source_label(source), like->name, "has another shape or type than when merged");
+    *out = hm_spelling_find(spelling, tensor->own);
+    if (*out == HM_ABSENT) return hm_fail(err, HM_ERR_MISMATCH, hm_source_label(source), tensor->own, "is missing");
+    const hm_tensor_info *found = &source->header.tensors[*out];
+    if (!same_shape(found, &tensor->like) || !hm_dtype_is_float(found->dtype))
+        return hm_fail(err, HM_ERR_MISMATCH, hm_source_label(source), tensor->own, "has another shape or type than when merged");
     return HM_OK;
 }
 
-static hm_status set_blend_index(const hm_merge_list *list, const hm_hyper *hyper, const hm_merge_tensor *tensor,
-                                 uint32_t *index, hm_error *err)
+/* Row r of every blended tensor, looked up in that row's source. */
+static hm_status set_exact_row(hm_merge_list *list, size_t r, hm_error *err)
 {
-    const char *name = tensor->like.name;
+    hm_spelling spelling;
+    HM_TRY(hm_spelling_make(&spelling, list->rows[r].source, err));
+    hm_status status = HM_OK;
+    for (size_t i = 0; status == HM_OK && i < list->count; i++)
+        if (list->tensors[i].blended)
+            status = find_in(list->rows[r].source, &spelling, &list->tensors[i], &list->index[i * list->row_count + r], err);
+    hm_spelling_clear(&spelling);
+    return status;
+}
+
+static hm_status set_blend_index(hm_merge_list *list, const hm_hyper *hyper, hm_error *err)
+{
     if (list->way == HM_MERGE_EXACT) {
-        for (size_t m = 0; m + 1 < list->blend_rows; m++)
-            HM_TRY(find_in(list->rows[m].source, &tensor->like, &index[m], err));
-        size_t base = list->blend_rows - 1;
-        return hyper->base == HM_BASE_FILE ? find_in(list->rows[base].source, &tensor->like, &index[base], err) : HM_OK;
+        size_t rows = list->blend_rows - (hyper->base == HM_BASE_FILE ? 0 : 1);
+        for (size_t r = 0; r < rows; r++) HM_TRY(set_exact_row(list, r, err));
+        return HM_OK;
     }
-    char low[NAME_ROOM];
-    int length = snprintf(low, sizeof low, HM_PREFIX_BASE_LOW "%s", name);
-    if (hyper->base != HM_BASE_NONE) index[0] = hm_source_index(hyper->base_file, name);
-    if (length > 0 && (size_t)length < sizeof low) index[1] = hm_source_index(hyper->file, low);
-    for (size_t k = 1; k <= list->directions; k++) index[1 + k] = direction_index(hyper, name, k);
-    for (size_t r = 1; r < list->blend_rows; r++) {
-        const hm_tensor_info *part = index[r] != HM_ABSENT ? &hyper->file->header.tensors[index[r]] : NULL;
-        if (part != NULL && (!same_shape(part, &tensor->like) || !hm_dtype_is_float(part->dtype)))
-            return hm_fail(err, HM_ERR_FORMAT, hm_source_label(hyper->file), part->name,
-                           "does not have the shape of the tensor it belongs to");
+    for (size_t i = 0; i < list->count; i++) {
+        if (!list->tensors[i].blended) continue;
+        hm_tensor_info own = list->tensors[i].like;
+        own.name = list->tensors[i].own;
+        HM_TRY(hm_stored_index(hyper, &own, list->index + i * list->row_count, err));
     }
     return HM_OK;
 }
@@ -323,12 +286,10 @@ static hm_status set_rows(hm_merge_list *list, hm_hyper *hyper, const hm_merge_o
         const hm_merge_tensor *tensor = &list->tensors[i];
         uint32_t *index = list->index + i * list->row_count;
         for (size_t r = 0; r < list->row_count; r++) index[r] = HM_ABSENT;
-        if (tensor->blended)
-            HM_TRY(set_blend_index(list, hyper, tensor, index, err));
         for (size_t r = list->blend_rows; !tensor->blended && r < list->row_count; r++)
             if (list->rows[r].source == tensor->copy_from) index[r] = tensor->copy_index;
     }
-    return HM_OK;
+    return set_blend_index(list, hyper, err);
 }
 
 static int usual_order(const void *a, const void *b)
@@ -351,6 +312,7 @@ hm_status hm_merge_list_make(hm_merge_list *out, hm_hyper *hyper, const hm_merge
 void hm_merge_list_clear(hm_merge_list *list)
 {
     hm_release(list->tensors);
+    hm_release(list->multipliers);
     hm_release(list->rows);
     hm_release(list->index);
     hm_release(list->elements);

@@ -13,16 +13,18 @@ typedef enum hm_merge_way {
 
 typedef struct hm_merge_tensor {
     hm_tensor_info like;  /* name and shape of what is written; dtype as it will be stored */
+    const char *own;      /* the hyper-model's name for it: a carrier may spell it otherwise */
     bool blended;
     hm_source *copy_from; /* not blended */
     uint32_t copy_index;
-    double at[HM_MAX_MEMBERS]; /* multipliers of this tensor */
+    const double *at;     /* [directions] multipliers of this tensor */
 } hm_merge_tensor;
 
 typedef struct hm_merge_list {
     hm_merge_way way;
     size_t count, directions;
     hm_merge_tensor *tensors;    /* in file order */
+    double *multipliers;         /* [count × directions] */
     size_t blend_rows, row_count;
     hm_stream_row *rows;         /* blend rows, then one for each source of copies */
     uint32_t *index;             /* [count × row_count] */

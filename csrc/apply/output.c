@@ -1,12 +1,14 @@
 #include "apply/output.h"
 
-#include <stdlib.h>
+#include <pthread.h>
 #include <string.h>
 
 #include "base/error.h"
+#include "base/threads.h"
 #include "io/document.h"
 
 #define READ_BACK ((size_t)4 << 20)
+#define READ_BACK_WORKERS 4u
 
 /* Ours: a hyper-model, or a checkpoint whose recipe says so. */
 static bool written_by_us(const char *path)
@@ -39,7 +41,7 @@ hm_status hm_output_check_target(const char *path, hm_source *const *sources, si
 hm_status hm_output_begin(hm_output *out, const char *path, const hm_tensor_info *tensors, size_t count,
                           const hm_meta *meta, size_t meta_count, hm_error *err)
 {
-    *out = (hm_output){.file = {.fd = -1}, .count = count};
+    *out = (hm_output){.file = {.fd = -1, .direct_fd = -1}, .count = count};
     hm_text header = {0};
     hm_status status = hm_header_write(&header, tensors, count, meta, meta_count, 0, err);
     out->header_bytes = header.length;
@@ -74,22 +76,91 @@ void hm_output_hash(hm_output *out, size_t i, uint64_t start, const void *data, 
     out->hashed += elements * size;
 }
 
-hm_status hm_output_data_hash(hm_output *out, char hex[65], hm_job *job, hm_error *err)
+/* Reading back: each worker reads the next block, then waits until it is that block's turn to be hashed, so that the disk
+ * and the arithmetic are busy at the same time. */
+struct read_back {
+    hm_output *out;
+    hm_job *job;
+    pthread_mutex_t lock;
+    pthread_cond_t turn;
+    uint64_t from, next, hashed; /* first byte; blocks given out and done */
+    hm_error error;
+    bool stopped;
+};
+
+static void stop_reading(struct read_back *back, const hm_error *error)
 {
+    pthread_mutex_lock(&back->lock);
+    if (!back->stopped) back->error = *error;
+    back->stopped = true;
+    pthread_cond_broadcast(&back->turn);
+    pthread_mutex_unlock(&back->lock);
+}
+
+static void read_back_loop(void *arg, unsigned worker)
+{
+    struct read_back *back = arg;
+    hm_file file = {.fd = back->out->file.fd, .direct_fd = -1, .path = back->out->file.target};
+    hm_error error = {0};
     void *buffer = hm_alloc_pages(READ_BACK);
-    if (buffer == NULL) return hm_fail_memory(err, "a buffer");
-    hm_status status = HM_OK;
-    while (status == HM_OK && out->hashed < out->end) {
-        size_t bytes = out->end - out->hashed < READ_BACK ? (size_t)(out->end - out->hashed) : READ_BACK;
-        status = hm_outfile_read(&out->file, buffer, out->hashed, bytes, err);
-        if (status == HM_OK) hm_sha256_add(&out->hash, buffer, bytes);
-        out->hashed += bytes;
-        if (status == HM_OK && job != NULL && job->progress != NULL && job->progress(job->user, out->end, out->end) != 0)
-            status = hm_fail(err, HM_ERR_CANCELLED, NULL, NULL, "cancelled");
+    (void)worker;
+    if (buffer == NULL) {
+        hm_fail_memory(&error, "a buffer");
+        stop_reading(back, &error);
+        return;
+    }
+    for (;;) {
+        pthread_mutex_lock(&back->lock);
+        uint64_t block = back->next++, at = back->from + block * READ_BACK;
+        bool stopped = back->stopped;
+        pthread_mutex_unlock(&back->lock);
+        if (stopped || at >= back->out->end) break;
+        size_t bytes = back->out->end - at < READ_BACK ? (size_t)(back->out->end - at) : READ_BACK;
+        if (hm_file_read(&file, buffer, at, bytes, &error) != HM_OK) {
+            stop_reading(back, &error);
+            break;
+        }
+        pthread_mutex_lock(&back->lock);
+        while (!back->stopped && back->hashed != block) pthread_cond_wait(&back->turn, &back->lock);
+        stopped = back->stopped;
+        pthread_mutex_unlock(&back->lock);
+        if (stopped) break;
+        hm_sha256_add(&back->out->hash, buffer, bytes);
+        pthread_mutex_lock(&back->lock);
+        back->hashed++;
+        pthread_cond_broadcast(&back->turn);
+        pthread_mutex_unlock(&back->lock);
     }
     hm_release_pages(buffer);
-    if (status == HM_OK) hm_sha256_end(&out->hash, hex);
-    return status;
+}
+
+static void read_back_tick(void *arg)
+{
+    struct read_back *back = arg;
+    hm_error error = {0};
+    if (back->job == NULL || back->job->progress == NULL) return;
+    if (back->job->progress(back->job->user, back->job->out_total_bytes, back->job->out_total_bytes) == 0) return;
+    hm_fail(&error, HM_ERR_CANCELLED, NULL, NULL, "cancelled");
+    stop_reading(back, &error);
+}
+
+hm_status hm_output_data_hash(hm_output *out, char hex[65], hm_job *job, hm_error *err)
+{
+    if (out->hashed < out->end) {
+        struct read_back back = {.out = out, .job = job, .from = out->hashed};
+        pthread_mutex_init(&back.lock, NULL);
+        pthread_cond_init(&back.turn, NULL);
+        hm_status status = hm_crew_run(READ_BACK_WORKERS, read_back_loop, read_back_tick, &back, err);
+        pthread_cond_destroy(&back.turn);
+        pthread_mutex_destroy(&back.lock);
+        HM_TRY(status);
+        if (back.stopped) {
+            if (err != NULL) *err = back.error;
+            return back.error.status;
+        }
+    }
+    hm_sha256_end(&out->hash, hex);
+    return HM_OK;
 }
 
 hm_status hm_output_finish(hm_output *out, const hm_meta *meta, size_t meta_count, char *header_hash, hm_error *err)
@@ -104,12 +175,17 @@ hm_status hm_output_finish(hm_output *out, const hm_meta *meta, size_t meta_coun
     }
     if (status == HM_OK) status = hm_outfile_write(&out->file, header.data, 0, header.length, err);
     hm_text_clear(&header);
-    return status == HM_OK ? hm_outfile_commit(&out->file, err) : status;
+    return status == HM_OK ? hm_outfile_sync(&out->file, err) : status;
+}
+
+hm_status hm_output_publish(hm_output *out, hm_error *err)
+{
+    return hm_outfile_publish(&out->file, err);
 }
 
 void hm_output_close(hm_output *out)
 {
     hm_outfile_abandon(&out->file);
     hm_release(out->tensors);
-    *out = (hm_output){.file = {.fd = -1}};
+    *out = (hm_output){.file = {.fd = -1, .direct_fd = -1}};
 }

@@ -18,6 +18,9 @@ typedef struct hm_output {
     uint64_t hashed;  /* up to this offset */
 } hm_output;
 
+/* An output that is not open. */
+#define HM_OUTPUT_CLOSED {.file = {.fd = -1, .direct_fd = -1}}
+
 /* Refuses a path that is one of the sources, or (unless forced) an existing file that hyper-merge did not write. */
 hm_status hm_output_check_target(const char *path, hm_source *const *sources, size_t count, bool force, hm_error *err);
 
@@ -32,9 +35,12 @@ hm_status hm_output_write(hm_output *out, size_t i, uint64_t start, const void *
 void hm_output_hash(hm_output *out, size_t i, uint64_t start, const void *data, size_t elements);
 /* sha256 of the data area, 64 digits; reads back what was not hashed on the way.  job may cancel. */
 hm_status hm_output_data_hash(hm_output *out, char hex[65], hm_job *job, hm_error *err);
-/* Writes the header and puts the file in place.  header_hash (65 bytes, may be NULL) is its sha256. */
+/* Writes the header and syncs: from here on only hm_output_publish can fail.  header_hash (65 bytes, may be NULL) is the
+ * header's sha256. */
 hm_status hm_output_finish(hm_output *out, const hm_meta *meta, size_t meta_count, char *header_hash, hm_error *err);
-/* After finish, or instead of it (then nothing stays behind).  Harmless on a zeroed struct. */
+/* Puts the finished file in place. */
+hm_status hm_output_publish(hm_output *out, hm_error *err);
+/* After publish, or instead of it (then nothing stays behind).  Harmless on HM_OUTPUT_CLOSED. */
 void hm_output_close(hm_output *out);
 
 #endif

@@ -29,7 +29,7 @@ struct save_pass {
     double *left;                    /* [M]: Σ of squared residuals */
 };
 
-/* ---- results of a segment: M sums, then the bytes of each output one after another ---------------------------------- */
+/* ---- results of a segment: M sums for each cut, then the bytes of each output one after another --------------------- */
 
 struct outputs {
     unsigned char *base, *low, *directions;
@@ -41,7 +41,7 @@ static struct outputs outputs_of(const struct save_pass *pass, const hm_segment 
     const hm_layout_tensor *tensor = &pass->layout->tensors[segment->tensor];
     size_t bytes = segment->count * hm_dtype_bytes(tensor->dtype);
     struct outputs out;
-    out.base = (unsigned char *)segment->result + pass->members * sizeof(double);
+    out.base = (unsigned char *)segment->result + hm_stream_cuts(segment->count) * pass->members * sizeof(double);
     out.low = out.base + (tensor->base_at != HM_NOWHERE ? bytes : 0);
     out.directions = out.low + (tensor->low_at != HM_NOWHERE ? bytes : 0);
     out.direction_bytes = segment->count * hm_dtype_bytes(tensor->direction_dtype);
@@ -162,6 +162,7 @@ static hm_status save_work(void *user, const hm_piece *piece, const hm_segment *
     size_t size = hm_dtype_bytes(tensor->direction_dtype);
     for (size_t done = 0; done < piece->count; done += COLUMNS) {
         size_t n = piece->count - done < COLUMNS ? piece->count - done : COLUMNS, at = (size_t)piece->offset + done;
+        double *sums = (double *)segment->result + at / HM_STREAM_CUT * members;
         load_differences(pass, piece, done, n, scratch);
         kernels->combine(scratch.rows, COLUMNS, members, n, pass->combination, 1 + directions, scratch.mixed, COLUMNS);
         if (mean) store_mean(pass, tensor, out, at, n, scratch);
@@ -173,10 +174,10 @@ static hm_status save_work(void *user, const hm_piece *piece, const hm_segment *
         }
         if (directions == pass->directions)
             kernels->residual(scratch.rows, COLUMNS, members, n, mean ? scratch.shift : NULL, scratch.mixed + COLUMNS,
-                              COLUMNS, directions, pass->multipliers, segment->result);
+                              COLUMNS, directions, pass->multipliers, sums);
         else /* all models are equal here: no direction, so no multipliers either */
             kernels->residual(scratch.rows, COLUMNS, members, n, mean ? scratch.shift : NULL, NULL, 0, 0, NULL,
-                              segment->result);
+                              sums);
     }
     return HM_OK;
 }
@@ -205,6 +206,25 @@ static hm_status hash_output(hm_output *out, size_t i, uint64_t start, const voi
     return HM_OK;
 }
 
+/* Residuals that are not finite come from numbers that left the range of their type while being stored (or from ones so
+ * large that only their squares do: then this finds nothing). */
+static hm_status check_finite(hm_output *out, size_t i, uint64_t start, const void *data, size_t elements, hm_error *err)
+{
+    const hm_tensor_info *tensor = &out->tensors[i];
+    const hm_kernels *kernels = hm_kernels_best();
+    float block[256];
+    for (size_t at = 0; at < elements; at += 256) {
+        size_t n = elements - at < 256 ? elements - at : 256;
+        kernels->load[tensor->dtype]((const char *)data + at * hm_dtype_bytes(tensor->dtype), block, n);
+        size_t bad = kernels->find_nonfinite(block, n);
+        if (bad < n)
+            return hm_fail(err, HM_ERR_MISMATCH, out->file.target, tensor->name,
+                           "its value at index %llu does not fit into %s; use a wider --dtype",
+                           (unsigned long long)(start + at + bad), hm_dtype_name(tensor->dtype));
+    }
+    return HM_OK;
+}
+
 static hm_status save_finish(void *user, const hm_segment *segment, hm_error *err)
 {
     return each_output(user, segment, hm_output_write, err);
@@ -214,7 +234,12 @@ static hm_status save_commit(void *user, const hm_segment *segment, hm_error *er
 {
     const struct save_pass *pass = user;
     const double *sums = segment->result;
-    for (size_t m = 0; m < pass->members; m++) pass->left[m] += sums[m];
+    bool finite = true;
+    for (size_t i = 0; i < hm_stream_cuts(segment->count) * pass->members; i++) {
+        pass->left[i % pass->members] += sums[i];
+        finite = finite && isfinite(sums[i]);
+    }
+    if (!finite) HM_TRY(each_output(pass, segment, check_finite, err));
     return each_output(pass, segment, hash_output, err);
 }
 
@@ -300,7 +325,7 @@ static hm_status run_pass(struct save_pass *pass, hm_job *job, hm_error *err)
                         .tensor_count = pass->layout->count,
                         .rows = pass->rows,
                         .elements = pass->elements,
-                        .result_bytes = pass->members * sizeof(double),
+                        .cut_bytes = pass->members * sizeof(double),
                         .result_element_bytes = result_bytes_per_element(pass->layout),
                         .scratch_bytes = (pass->members + pass->directions + 4) * COLUMNS * sizeof(float),
                         .work = save_work,
@@ -371,7 +396,7 @@ struct save_files {
     hm_meta_list meta;
     hm_tensor_info *all;
     char *base_path;
-    double *placeholders;
+    double *placeholders, *stored; /* residual_stored before and after the pass */
 };
 
 static bool wants_low(const hm_hyper *hyper, const hm_save_options *options)
@@ -430,8 +455,9 @@ static hm_status finish_files(struct save_files *files, struct save_pass *pass, 
         double norm = hyper->solution.norm[m];
         stored[m] = norm > 0 ? sqrt(pass->left[m]) / norm : 0;
     }
-    hm_release(hyper->residual_stored);
-    hyper->residual_stored = stored;
+    hm_release(files->stored);
+    files->stored = stored;
+    /* Whatever takes time or can fail comes before the first file is put in place: the two belong together. */
     if (split) {
         HM_TRY(hm_output_data_hash(&files->base, hash, job, err));
         HM_TRY(make_meta(&files->meta, hyper, files->base_path, NULL, hash, false, err));
@@ -440,7 +466,9 @@ static hm_status finish_files(struct save_files *files, struct save_pass *pass, 
     }
     HM_TRY(hm_output_data_hash(&files->hyper, hash, job, err));
     HM_TRY(make_meta(&files->meta, hyper, path, stored, hash, true, err));
-    return hm_output_finish(&files->hyper, files->meta.entries, files->meta.count, NULL, err);
+    HM_TRY(hm_output_finish(&files->hyper, files->meta.entries, files->meta.count, NULL, err));
+    if (split) HM_TRY(hm_output_publish(&files->base, err));
+    return hm_output_publish(&files->hyper, err);
 }
 
 static hm_status check_targets(const struct save_files *files, const hm_hyper *hyper, const char *path,
@@ -459,11 +487,14 @@ hm_status hm_hyper_save(hm_hyper *hyper, const char *path, const hm_save_options
     if (options == NULL) options = &defaults;
     if (hyper->plan == NULL)
         return hm_fail(err, HM_ERR_ARGUMENT, hm_source_label(hyper->file), NULL, "is already a file; copy it");
+    if (hyper->base == HM_BASE_FILE && hm_source_path(hyper->plan->base) == NULL)
+        return hm_fail(err, HM_ERR_ARGUMENT, hm_source_label(hyper->plan->base), NULL,
+                       "is the base and lies in memory; save it as a file first: a hyper-model links its base by file name");
     bool split = options->split;
     if (split && hyper->base != HM_BASE_MEAN)
         return hm_fail(err, HM_ERR_ARGUMENT, path, NULL, "only a mean base can be split off; other bases are not in the file");
 
-    struct save_files files = {.base = {.file = {.fd = -1}}, .hyper = {.file = {.fd = -1}}};
+    struct save_files files = {.base = HM_OUTPUT_CLOSED, .hyper = HM_OUTPUT_CLOSED};
     struct save_pass pass = {.hyper = hyper,
                              .layout = &files.layout,
                              .kernels = hm_kernels_best(),
@@ -474,12 +505,22 @@ hm_status hm_hyper_save(hm_hyper *hyper, const char *path, const hm_save_options
         hm_release(hyper->base_name);
         hyper->base_name = NULL;
     }
-    if (split && (files.base_path = base_path_of(path, err)) == NULL) status = HM_ERR_MEMORY;
+    if (split) { /* where the loader will look for it: beside the file itself, not beside a link to it */
+        char *full = hm_path_resolve(path, err);
+        files.base_path = full != NULL ? base_path_of(full, err) : NULL;
+        if (files.base_path == NULL) status = err != NULL ? err->status : HM_ERR_IO;
+        hm_release(full);
+    }
     if (status == HM_OK) status = check_targets(&files, hyper, path, options, err);
     if (status == HM_OK) status = hm_layout_make(&files.layout, hyper, wants_low(hyper, options), split, err);
     if (status == HM_OK) status = begin_files(&files, &pass, path, split, err);
     if (status == HM_OK) status = run_pass(&pass, job, err);
     if (status == HM_OK) status = finish_files(&files, &pass, path, split, job, err);
+    if (status == HM_OK) { /* the file is there: what was measured on it becomes part of the document */
+        hm_release(hyper->residual_stored);
+        hyper->residual_stored = files.stored;
+        files.stored = NULL;
+    }
     if (status != HM_OK && split) { /* the document must not speak of a file that is not there */
         hm_release(hyper->base_name);
         hyper->base_name = NULL;
@@ -491,6 +532,7 @@ hm_status hm_hyper_save(hm_hyper *hyper, const char *path, const hm_save_options
     hm_release(files.all);
     hm_release(files.base_path);
     hm_release(files.placeholders);
+    hm_release(files.stored);
     release_pass(&pass);
     return status;
 }

@@ -10,11 +10,13 @@ static size_t printable_sequence(const unsigned char *s)
 {
     if (s[0] < 0x20 || s[0] == 0x7f) return 0;
     if (s[0] < 0x80) return 1;
-    size_t length = s[0] >= 0xf0 && s[0] < 0xf5 ? 4 : s[0] >= 0xe0 ? 3 : s[0] >= 0xc2 ? 2 : 0;
-    if (s[0] >= 0xf5 || length == 0) return 0;
+    size_t length = s[0] >= 0xf0 && s[0] < 0xf5 ? 4 : s[0] >= 0xe0 && s[0] < 0xf0 ? 3 : s[0] >= 0xc2 && s[0] < 0xe0 ? 2 : 0;
     for (size_t i = 1; i < length; i++)
         if ((s[i] & 0xc0) != 0x80) return 0;
-    if (s[0] == 0xc2 && s[1] < 0xa0) return 0; /* C1 controls */
+    if ((s[0] == 0xc2 && s[1] < 0xa0) ||                     /* C1 controls */
+        (s[0] == 0xe0 && s[1] < 0xa0) || (s[0] == 0xf0 && s[1] < 0x90) || /* overlong */
+        (s[0] == 0xed && s[1] >= 0xa0) || (s[0] == 0xf4 && s[1] >= 0x90)) /* surrogates, beyond U+10FFFF */
+        return 0;
     return length;
 }
 

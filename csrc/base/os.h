@@ -33,7 +33,8 @@ bool hm_file_is_cached(const hm_file *file, uint64_t offset, uint64_t bytes);
 /* A file being written beside its target.  Killed at any moment, the target stays as it was; the temporary is locked
  * while its writer lives, and the next writer of the same target removes temporaries that nobody holds. */
 typedef struct hm_outfile {
-    int fd;
+    int fd;        /* −1 = closed */
+    int direct_fd; /* O_DIRECT twin, or −1 */
     char *target;  /* final path, links resolved */
     char *temp;    /* in the same folder */
 } hm_outfile;
@@ -41,10 +42,10 @@ typedef struct hm_outfile {
 /* Creates the temporary and reserves `bytes` on the disk (HM_ERR_IO, with needed and free space, when there is no room). */
 hm_status hm_outfile_begin(hm_outfile *out, const char *target, uint64_t bytes, hm_error *err);
 hm_status hm_outfile_write(const hm_outfile *out, const void *data, uint64_t offset, size_t bytes, hm_error *err);
-hm_status hm_outfile_read(const hm_outfile *out, void *data, uint64_t offset, size_t bytes, hm_error *err);
-/* fsync, rename onto the target, fsync the folder. */
-hm_status hm_outfile_commit(hm_outfile *out, hm_error *err);
-void hm_outfile_abandon(hm_outfile *out); /* removes the temporary; harmless after commit and when zero-initialised */
+hm_status hm_outfile_sync(const hm_outfile *out, hm_error *err); /* fsync */
+/* After sync: renames onto the target and syncs the folder. */
+hm_status hm_outfile_publish(hm_outfile *out, hm_error *err);
+void hm_outfile_abandon(hm_outfile *out); /* removes the temporary; harmless after publish and when zero-initialised */
 
 /* Absolute path with links resolved; for a file that does not exist yet, its folder is resolved.  NULL when out of memory
  * or when the folder does not exist (`err` says which). */

@@ -141,6 +141,44 @@ static const char *last_component(const char *path)
     return slash != NULL ? slash + 1 : path;
 }
 
+/* folder/name, or NULL when out of memory. */
+static char *join(const char *folder, const char *name, hm_error *err)
+{
+    hm_text text = {0};
+    hm_text_put(&text, folder);
+    if (text.length > 0 && text.data[text.length - 1] != '/') hm_text_put(&text, "/");
+    hm_text_put(&text, name);
+    if (!text.failed) return text.data;
+    hm_text_clear(&text);
+    hm_fail_memory(err, "a path");
+    return NULL;
+}
+
+/* Where a path leads that does not exist yet: its folder resolved, and a dangling link followed to where it points. */
+static char *resolve_new(const char *path, unsigned depth, hm_error *err)
+{
+    const char *base = last_component(path);
+    char *folder = base == path ? hm_copy_text(".") : hm_copy_bytes(path, (size_t)(base - path));
+    char *real_folder = folder != NULL ? realpath(folder, NULL) : NULL, *full = NULL, to[PATH_MAX];
+    if (folder == NULL)
+        hm_fail_memory(err, "a path");
+    else if (real_folder == NULL)
+        hm_fail_errno(err, path, "its folder cannot be opened", errno);
+    else
+        full = join(real_folder, base, err);
+    ssize_t length = full != NULL ? readlink(full, to, sizeof to - 1) : -1;
+    if (length > 0 && depth < 16) {
+        to[length] = 0;
+        char *next = to[0] == '/' ? hm_copy_text(to) : join(real_folder, to, err);
+        hm_release(full);
+        full = next != NULL ? resolve_new(next, depth + 1, err) : NULL;
+        hm_release(next);
+    }
+    hm_release(folder);
+    free(real_folder);
+    return full;
+}
+
 char *hm_path_resolve(const char *path, hm_error *err)
 {
     if (path == NULL || path[0] == 0) {
@@ -149,34 +187,9 @@ char *hm_path_resolve(const char *path, hm_error *err)
     }
     char *full = realpath(path, NULL);
     if (full != NULL) return full;
-    if (errno != ENOENT) {
-        hm_fail_errno(err, path, "cannot be opened", errno);
-        return NULL;
-    }
-    /* Not there (yet): resolve its folder.  A dangling link as target ends here too and is replaced like a file. */
-    const char *base = last_component(path);
-    char *folder = base == path ? hm_copy_text(".") : hm_copy_bytes(path, (size_t)(base - path));
-    char *real_folder = folder != NULL ? realpath(folder, NULL) : NULL;
-    if (real_folder == NULL) {
-        if (folder != NULL)
-            hm_fail_errno(err, path, "its folder cannot be opened", errno);
-        else
-            hm_fail_memory(err, "a path");
-        hm_release(folder);
-        return NULL;
-    }
-    hm_text text = {0};
-    hm_text_put(&text, real_folder);
-    if (text.length > 1) hm_text_put(&text, "/");
-    hm_text_put(&text, base);
-    hm_release(folder);
-    free(real_folder);
-    if (text.failed) {
-        hm_text_clear(&text);
-        hm_fail_memory(err, "a path");
-        return NULL;
-    }
-    return text.data;
+    if (errno == ENOENT) return resolve_new(path, 0, err);
+    hm_fail_errno(err, path, "cannot be opened", errno);
+    return NULL;
 }
 
 bool hm_path_exists(const char *path)

@@ -16,6 +16,9 @@
 #include "base/os.h"
 
 #define WRITE_AT_MOST ((size_t)1 << 30)
+#define PAGE_BYTES ((size_t)4096)
+#define DIRECT_AT_LEAST ((size_t)256 << 10)
+#define DIRECT_BLOCK ((size_t)2 << 20)
 #define TEMP_MARK ".hm-tmp-" /* .NAME.hm-tmp-PID-N */
 #define NAME_MAX_BYTES 255u
 
@@ -71,7 +74,7 @@ static hm_status reserve(const hm_outfile *out, const char *folder, uint64_t byt
 
 hm_status hm_outfile_begin(hm_outfile *out, const char *target, uint64_t bytes, hm_error *err)
 {
-    *out = (hm_outfile){.fd = -1};
+    *out = (hm_outfile){.fd = -1, .direct_fd = -1};
     char *full = hm_path_resolve(target, err);
     if (full == NULL) return err != NULL && err->status != HM_OK ? err->status : HM_ERR_IO;
     struct stat info;
@@ -98,17 +101,24 @@ hm_status hm_outfile_begin(hm_outfile *out, const char *target, uint64_t bytes, 
             break;
         }
         out->fd = open(temp.data, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
-        if (out->fd < 0 && (errno != EEXIST || attempt > 1000))
+        if (out->fd < 0 && errno != EEXIST)
             status = hm_fail_errno(err, target, "cannot be written", errno);
-        /* Another writer's clean-up may come between creating and locking; then the name is gone and we take a new one. */
-        if (out->fd >= 0 && (flock(out->fd, LOCK_EX | LOCK_NB) != 0 || fstat(out->fd, &info) != 0 || info.st_nlink == 0)) {
+        /* Another writer's clean-up may come between creating and locking; then the name is gone and we take a new one.
+         * Where the file system has no locks, no clean-up can take ours for stale either. */
+        bool taken = out->fd >= 0 && flock(out->fd, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK;
+        if (out->fd >= 0 && (taken || fstat(out->fd, &info) != 0 || info.st_nlink == 0)) {
             close(out->fd);
             out->fd = -1;
         }
+        if (out->fd < 0 && attempt > 1000 && status == HM_OK)
+            status = hm_fail(err, HM_ERR_IO, target, NULL, "no temporary file can be made beside it");
     }
     if (status == HM_OK) {
         out->target = full;
         out->temp = temp.data;
+#if defined(O_DIRECT)
+        out->direct_fd = open(temp.data, O_WRONLY | O_CLOEXEC | O_DIRECT);
+#endif
         status = reserve(out, folder, bytes, err);
         if (status != HM_OK) hm_outfile_abandon(out);
     } else {
@@ -119,11 +129,11 @@ hm_status hm_outfile_begin(hm_outfile *out, const char *target, uint64_t bytes, 
     return status;
 }
 
-hm_status hm_outfile_write(const hm_outfile *out, const void *data, uint64_t offset, size_t bytes, hm_error *err)
+static hm_status write_to(const hm_outfile *out, int fd, const void *data, uint64_t offset, size_t bytes, hm_error *err)
 {
     const char *from = data;
     while (bytes > 0) {
-        ssize_t done = pwrite(out->fd, from, bytes < WRITE_AT_MOST ? bytes : WRITE_AT_MOST, (off_t)offset);
+        ssize_t done = pwrite(fd, from, bytes < WRITE_AT_MOST ? bytes : WRITE_AT_MOST, (off_t)offset);
         if (done < 0 && errno == EINTR) continue;
         if (done <= 0) return hm_fail_errno(err, out->target, "cannot be written", done < 0 ? errno : ENOSPC);
         from += done;
@@ -133,20 +143,55 @@ hm_status hm_outfile_write(const hm_outfile *out, const void *data, uint64_t off
     return HM_OK;
 }
 
-hm_status hm_outfile_read(const hm_outfile *out, void *data, uint64_t offset, size_t bytes, hm_error *err)
+/* Whole pages of a large write, past the page cache: gigabytes written through it fill the memory with dirty pages and
+ * then wait for their write-back, at a fraction of the disk's speed.  Returns the bytes written this way from `offset` on
+ * (which begins a page); the rest is for the plain way. */
+static size_t write_direct(const hm_outfile *out, const void *data, uint64_t offset, size_t bytes)
 {
-    hm_file file = {.fd = out->fd, .direct_fd = -1, .path = out->temp};
-    return hm_file_read(&file, data, offset, bytes, err);
+    size_t whole = bytes / PAGE_BYTES * PAGE_BYTES, done = 0;
+    if (out->direct_fd < 0 || whole < DIRECT_AT_LEAST) return 0;
+    char *block = hm_alloc_pages(whole < DIRECT_BLOCK ? whole : DIRECT_BLOCK); /* direct writes want aligned memory */
+    while (block != NULL && done < whole) {
+        size_t step = whole - done < DIRECT_BLOCK ? whole - done : DIRECT_BLOCK;
+        memcpy(block, (const char *)data + done, step);
+        ssize_t wrote = pwrite(out->direct_fd, block, step, (off_t)(offset + done));
+        if (wrote < 0 && errno == EINTR) continue;
+        if (wrote < (ssize_t)step) break; /* refused or cut short: the plain way goes on from here, or says why not */
+        done += step;
+    }
+    hm_release_pages(block);
+    return done;
 }
 
-hm_status hm_outfile_commit(hm_outfile *out, hm_error *err)
+hm_status hm_outfile_write(const hm_outfile *out, const void *data, uint64_t offset, size_t bytes, hm_error *err)
+{
+    size_t head = (size_t)((PAGE_BYTES - offset % PAGE_BYTES) % PAGE_BYTES);
+    if (head > bytes) head = bytes;
+    HM_TRY(write_to(out, out->fd, data, offset, head, err));
+    size_t direct = write_direct(out, (const char *)data + head, offset + head, bytes - head);
+    return write_to(out, out->fd, (const char *)data + head + direct, offset + head + direct, bytes - head - direct, err);
+}
+
+hm_status hm_outfile_sync(const hm_outfile *out, hm_error *err)
+{
+    return fsync(out->fd) == 0 ? HM_OK : hm_fail_errno(err, out->target, "cannot be written", errno);
+}
+
+static void close_all(hm_outfile *out)
+{
+    if (out->fd >= 0) close(out->fd);
+    if (out->direct_fd >= 0) close(out->direct_fd);
+    hm_release(out->temp);
+    hm_release(out->target);
+    *out = (hm_outfile){.fd = -1, .direct_fd = -1};
+}
+
+hm_status hm_outfile_publish(hm_outfile *out, hm_error *err)
 {
     char *folder = folder_of(out->target);
     if (folder == NULL) return hm_fail_memory(err, "a path");
     hm_status status = HM_OK;
-    if (fsync(out->fd) != 0)
-        status = hm_fail_errno(err, out->target, "cannot be written", errno);
-    else if (rename(out->temp, out->target) != 0)
+    if (rename(out->temp, out->target) != 0)
         status = hm_fail_errno(err, out->target, "cannot be put in place", errno);
     if (status == HM_OK) {
         int fd = open(folder, O_RDONLY | O_CLOEXEC | O_DIRECTORY);
@@ -155,10 +200,7 @@ hm_status hm_outfile_commit(hm_outfile *out, hm_error *err)
             (void)fsync(fd);
             close(fd);
         }
-        close(out->fd);
-        hm_release(out->temp);
-        hm_release(out->target);
-        *out = (hm_outfile){.fd = -1};
+        close_all(out);
     }
     hm_release(folder);
     return status;
@@ -166,11 +208,10 @@ hm_status hm_outfile_commit(hm_outfile *out, hm_error *err)
 
 void hm_outfile_abandon(hm_outfile *out)
 {
-    if (out->temp != NULL) {
-        unlink(out->temp);
-        if (out->fd >= 0) close(out->fd);
-        hm_release(out->temp);
-        hm_release(out->target);
+    if (out->temp == NULL) {
+        *out = (hm_outfile){.fd = -1, .direct_fd = -1};
+        return;
     }
-    *out = (hm_outfile){.fd = -1};
+    unlink(out->temp);
+    close_all(out);
 }

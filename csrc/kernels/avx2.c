@@ -28,6 +28,12 @@ typedef int32_t vs __attribute__((vector_size(32)));
 INLINE vu vf_bits(vf a) { return (vu)a; }
 INLINE vf vf_from_bits(vu a) { return (vf)a; }
 INLINE vu vu_greater(vu a, vu b) { return (vu)((vs)a > (vs)b); }
+INLINE vu vu_if_nan(vf v, vu yes, vu no)
+{
+    __m256 is_nan = _mm256_cmp_ps((__m256)v, (__m256)v, _CMP_UNORD_Q);
+    return (vu)_mm256_blendv_ps((__m256)no, (__m256)yes, is_nan);
+}
+
 INLINE bool vu_any(vu a) { return !_mm256_testz_si256((__m256i)a, (__m256i)a); }
 INLINE vf vf_fma(vf a, vf b, vf c) { return (vf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c); }
 INLINE vf vf_fnma(vf a, vf b, vf c) { return (vf)_mm256_fnmadd_ps((__m256)a, (__m256)b, (__m256)c); }
@@ -98,10 +104,21 @@ INLINE void vf_store_f16(unsigned char *p, vf a)
     _mm_storeu_si128((__m128i *)(void *)p, _mm256_cvtps_ph((__m256)a, _MM_FROUND_TO_NEAREST_INT));
 }
 
+/* By 16 bytes, as results of 16 bits are put: a wider load would have to wait for two stores. */
+INLINE void stream_line(unsigned char *to, const unsigned char *line)
+{
+    for (size_t i = 0; i < 64; i += 16)
+        _mm_stream_si128((__m128i *)(void *)(to + i), _mm_loadu_si128((const __m128i *)(const void *)(line + i)));
+}
+
+INLINE void stream_end(void) { _mm_sfence(); }
+
 #define NATIVE_F16
+#define STREAM_STORES
 #define KERNEL_TABLE hm_kernels_avx2
 #define KERNEL_NAME "avx2"
 #include "kernels/template.h"
+#include "kernels/blend_template.h"
 
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -128,6 +128,12 @@ INLINE void vf_store_f64(unsigned char *p, vf a)
 
 #endif
 
+INLINE vu vu_if_nan(vf v, vu yes, vu no)
+{
+    vu is_nan = vu_greater(vf_bits(v) & 0x7fffffffu, (vu){0} + 0x7f800000u);
+    return (is_nan & yes) | (~is_nan & no);
+}
+
 INLINE vf vf_load_once(const float *p)
 {
     vf v;
@@ -141,3 +147,4 @@ INLINE vf vf_fnma(vf a, vf b, vf c) { return c - a * b; }
 #define KERNEL_TABLE hm_kernels_portable
 #define KERNEL_NAME "portable"
 #include "kernels/template.h"
+#include "kernels/blend_template.h"

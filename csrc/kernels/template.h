@@ -10,6 +10,7 @@
  *   vf_sum(a)                     the sum of the lanes in f64
  *   vf_bits, vf_from_bits         the same bits as the other type
  *   vu_greater(a, b)              all ones where a > b, for values below 2³¹
+ *   vu_if_nan(v, yes, no)         the lanes of `yes` where v is NaN, of `no` elsewhere
  *   vu_any(a)                     whether any lane is not zero
  *   vu_load_u8, vu_load_u16, vf_load_f64, vu_store_u8, vu_store_u16, vf_store_f64
  *                                 LANES numbers of that width from or to an unaligned address; values fit
@@ -120,9 +121,8 @@ INLINE void put_F32(unsigned char *p, vf v) { memcpy(p, &v, sizeof v); }
 INLINE vf get_F16(const unsigned char *p) { return vf_load_f16(p); }
 INLINE void put_F16(unsigned char *p, vf v)
 {
-    vu bits = vf_bits(v), size = bits & 0x7fffffffu;
-    vu canonical = (bits ^ size) | 0x7fc00000u;
-    vf_store_f16(p, vf_from_bits(vu_select(vu_greater(size, vu_set(0x7f800000u)), canonical, bits)));
+    vu bits = vf_bits(v);
+    vf_store_f16(p, vf_from_bits(vu_if_nan(v, (bits & 0x80000000u) | 0x7fc00000u, bits)));
 }
 #else
 INLINE vf get_F16(const unsigned char *p) { return widen(vu_load_u16(p), f16); }
@@ -133,9 +133,8 @@ INLINE vf get_BF16(const unsigned char *p) { return vf_from_bits(vu_load_u16(p) 
 INLINE void put_BF16(unsigned char *p, vf v)
 {
     vu bits = vf_bits(v);
-    vu rounded = (bits + 0x7fffu + ((bits >> 16) & 1)) >> 16;
-    vu is_nan = vu_greater(bits & 0x7fffffffu, vu_set(0x7f800000u));
-    vu_store_u16(p, vu_select(is_nan, (bits >> 16) | 0x40u, rounded));
+    vu rounded = bits + 0x7fffu + ((bits >> 16) & 1);
+    vu_store_u16(p, vu_if_nan(v, bits | 0x00400000u, rounded) >> 16);
 }
 
 INLINE vf get_F8_E4M3(const unsigned char *p) { return widen(vu_load_u8(p), f8_e4m3); }
@@ -520,12 +519,15 @@ static size_t find_nonfinite(const float *x, size_t n)
         [HM_F8_E4M3] = prefix##_F8_E4M3, [HM_F8_E5M2] = prefix##_F8_E5M2                                    \
     }
 
+static void blend(void *out, hm_dtype out_dtype, const hm_blend_part *parts, size_t part_count, size_t n, bool stream);
+
 const hm_kernels KERNEL_TABLE = {
     .name = KERNEL_NAME,
     .load = ALL_FLOATS(load),
     .load_sub = ALL_FLOATS(load_sub),
     .store = ALL_FLOATS(store),
     .axpy = axpy,
+    .blend = blend, /* in blend_template.h, which comes next */
     .gram = gram,
     .combine = combine,
     .residual = residual,

@@ -92,7 +92,6 @@ static hm_status check_predictions(const hm_alignment *a, hm_error *err)
 
 hm_status hm_check_parties(const hm_alignment *a, hm_error *err)
 {
-    if (a->checked_count < 2) return HM_OK;
     for (size_t p = 0; p < a->checked_count; p++) {
         if (strcmp(a->families[p], "lora") == 0)
             return hm_fail(err, HM_ERR_MISMATCH, label(a, p), NULL,
@@ -102,6 +101,7 @@ hm_status hm_check_parties(const hm_alignment *a, hm_error *err)
             return hm_fail(err, HM_ERR_MISMATCH, label(a, p), NULL,
                            "is a hyper-model, not a checkpoint; make a checkpoint of it first: hyper-merge merge");
     }
+    if (a->checked_count < 2) return HM_OK;
     HM_TRY(check_families(a, err));
     return check_predictions(a, err);
 }

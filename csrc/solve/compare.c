@@ -7,8 +7,8 @@
 #include "solve/questions.h"
 #include "solve/solution.h"
 
-/* Two inputs count as one when they differ by less than this share of how far models of the set usually lie apart: what
- * rounding a checkpoint to another type and back leaves. */
+/* Two inputs count as one when they differ by less than this share of the largest distance in the set.  Equal files give
+ * exactly 0; this leaves room for nothing but the rounding of the sums. */
 #define DUPLICATE_SHARE 1e-6
 
 static void put_names(hm_text *text, const hm_plan *plan, const size_t *which, size_t count)
@@ -89,6 +89,8 @@ hm_status hm_compare(hm_source *const *sources, size_t count, const hm_selection
     if (count < 2 || count > HM_MAX_MEMBERS)
         return hm_fail(err, HM_ERR_ARGUMENT, NULL, NULL, "%zu model%s given; compare takes 2 to %d", count,
                        count == 1 ? " was" : "s were", HM_MAX_MEMBERS);
+    for (size_t i = 0; i < count; i++)
+        if (sources[i] == NULL) return hm_fail(err, HM_ERR_ARGUMENT, NULL, NULL, "a model is missing");
     hm_plan *plan = NULL;
     HM_TRY(hm_plan_make(&plan, sources, count, NULL, NULL, selection, err));
     size_t square = count * count;

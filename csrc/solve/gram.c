@@ -25,7 +25,7 @@ struct gram_scratch {
     float *stored;    /* 2: bytes as they would be written, any dtype */
 };
 
-/* Results of a segment: the triangle, then the rounding error, then a flag. */
+/* Results of a cut: the triangle, then this. */
 struct gram_tail {
     double rounding;
     uint64_t nonfinite;
@@ -40,9 +40,19 @@ static struct gram_scratch scratch_of(const struct gram_pass *pass, void *scratc
                                  .stored = base + (pass->m + 3) * pass->columns};
 }
 
-static struct gram_tail *tail_of(const struct gram_pass *pass, const hm_segment *segment)
+static size_t cut_bytes(const struct gram_pass *pass)
 {
-    return (struct gram_tail *)((double *)segment->result + pass->triangle);
+    return pass->triangle * sizeof(double) + sizeof(struct gram_tail);
+}
+
+static double *triangle_of(const struct gram_pass *pass, const hm_segment *segment, size_t cut)
+{
+    return (double *)((unsigned char *)segment->result + cut * cut_bytes(pass));
+}
+
+static struct gram_tail *tail_of(const struct gram_pass *pass, double *triangle)
+{
+    return (struct gram_tail *)(triangle + pass->triangle);
 }
 
 /* Fills scratch.reference with columns [at, at + n); false where the pass or this tensor has none. */
@@ -147,13 +157,13 @@ static hm_status gram_work(void *user, const hm_piece *piece, const hm_segment *
 {
     struct gram_pass *pass = user;
     struct gram_scratch scratch = scratch_of(pass, scratch_block);
-    struct gram_tail *tail = tail_of(pass, segment);
-    double *triangle = segment->result;
     double here[HM_TRIANGLE(2 * HM_MAX_MEMBERS, 0)];
     size_t first = pass->first, m = pass->m - first, pairs = HM_TRIANGLE(m, 0);
     const float *rows = scratch.rows + first * pass->columns;
-    for (size_t at = 0; at < piece->count && tail->nonfinite == 0; at += pass->columns) {
+    for (size_t at = 0; at < piece->count; at += pass->columns) {
         size_t n = piece->count - at < pass->columns ? piece->count - at : pass->columns;
+        double *triangle = triangle_of(pass, segment, (size_t)(piece->offset + at) / HM_STREAM_CUT);
+        struct gram_tail *tail = tail_of(pass, triangle);
         load_rows(pass, piece, at, n, scratch);
         memset(here, 0, pairs * sizeof *here);
         pass->kernels->gram(rows, pass->columns, m, n, here);
@@ -161,8 +171,8 @@ static hm_status gram_work(void *user, const hm_piece *piece, const hm_segment *
             bool found;
             HM_TRY(find_culprit(pass, piece, at, n, scratch.mean, &found, err));
             if (found) {
-                tail->nonfinite = 1;
-                break;
+                tail->nonfinite = 1; /* the whole tensor is left out: no matter what the other cuts hold */
+                return HM_OK;
             }
             memset(here, 0, pairs * sizeof *here);
             gram_in_f64(rows, pass->columns, m, n, here);
@@ -178,13 +188,15 @@ static hm_status gram_work(void *user, const hm_piece *piece, const hm_segment *
 static hm_status gram_commit(void *user, const hm_segment *segment, hm_error *err)
 {
     struct gram_pass *pass = user;
-    const struct gram_tail *tail = tail_of(pass, segment);
-    const double *triangle = segment->result;
     double *sum = pass->out->grams + segment->tensor * pass->triangle;
     (void)err;
-    if (tail->nonfinite != 0) pass->out->nonfinite[segment->tensor] = true;
-    for (size_t i = 0; i < pass->triangle; i++) sum[i] += triangle[i];
-    pass->out->rounding[segment->tensor] += tail->rounding;
+    for (size_t cut = 0; cut < hm_stream_cuts(segment->count); cut++) {
+        double *triangle = triangle_of(pass, segment, cut);
+        const struct gram_tail *tail = tail_of(pass, triangle);
+        if (tail->nonfinite != 0) pass->out->nonfinite[segment->tensor] = true;
+        for (size_t i = 0; i < pass->triangle; i++) sum[i] += triangle[i];
+        pass->out->rounding[segment->tensor] += tail->rounding;
+    }
     return HM_OK;
 }
 
@@ -207,7 +219,7 @@ hm_status hm_gram_measure(hm_gram_result *out, const hm_gram_spec *spec, hm_job 
                         .tensor_count = spec->tensor_count,
                         .rows = spec->rows,
                         .elements = spec->elements,
-                        .result_bytes = triangle * sizeof(double) + sizeof(struct gram_tail),
+                        .cut_bytes = cut_bytes(&pass),
                         .scratch_bytes = (m + 5) * pass.columns * sizeof(float),
                         .work = gram_work,
                         .commit = gram_commit,

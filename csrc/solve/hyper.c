@@ -1,5 +1,8 @@
 #include "solve/hyper.h"
 
+#include <stdio.h>
+#include <string.h>
+
 #include "base/error.h"
 
 hm_hyper *hm_hyper_keep(hm_hyper *hyper)
@@ -31,6 +34,7 @@ void hm_hyper_close(hm_hyper *hyper)
     hm_release(hyper->family);
     release_texts(hyper->include, hyper->include_count);
     release_texts(hyper->exclude, hyper->exclude_count);
+    release_texts(hyper->unmoved, hyper->unmoved_count);
     hm_release(hyper->base_name);
     hm_plan_free(hyper->plan);
     hm_release(hyper->moves);
@@ -53,16 +57,17 @@ size_t hm_hyper_directions(const hm_hyper *hyper)
 hm_status hm_hyper_document(hm_hyper *hyper, char **out_json, hm_error *err)
 {
     hm_text text = {0};
+    hm_status status = HM_OK;
     if (hyper->document != NULL)
         hm_text_put(&text, hyper->document);
     else
-        HM_TRY(hm_document_write(hyper, hyper->residual_stored, &text, err));
-    if (text.failed) {
+        status = hm_document_write(hyper, hyper->residual_stored, &text, err);
+    if (status == HM_OK && text.failed) status = hm_fail_memory(err, "the document");
+    if (status == HM_OK)
+        *out_json = text.data;
+    else
         hm_text_clear(&text);
-        return hm_fail_memory(err, "the document");
-    }
-    *out_json = text.data;
-    return HM_OK;
+    return status;
 }
 
 void hm_mean_weights(const hm_hyper *hyper, double *out)
@@ -81,6 +86,19 @@ hm_dtype hm_output_dtype(const hm_tensor_info *like, hm_dtype asked)
 hm_dtype hm_direction_dtype(hm_dtype stored)
 {
     return stored == HM_F8_E4M3 || stored == HM_F8_E5M2 ? HM_F16 : stored;
+}
+
+int hm_text_order(const void *a, const void *b)
+{
+    return strcmp(*(char *const *)a, *(char *const *)b);
+}
+
+uint32_t hm_part_index(const hm_hyper *hyper, size_t k, const char *name)
+{
+    char full[1024]; /* longer names cannot have parts: their own would not be found either */
+    int length = k == 0 ? snprintf(full, sizeof full, HM_PREFIX_BASE_LOW "%s", name)
+                        : snprintf(full, sizeof full, HM_PREFIX_DIRECTION "%zu.%s", k, name);
+    return length > 0 && (size_t)length < sizeof full ? hm_source_index(hyper->file, full) : HM_ABSENT;
 }
 
 hm_status hm_hyper_need_base(const hm_hyper *hyper, hm_error *err)

@@ -13,6 +13,7 @@
 #define HM_PREFIX_DIRECTION "hypermerge.direction."
 #define HM_PREFIX_BASE_LOW "hypermerge.base_low."
 #define HM_DOCUMENT_VERSION 1
+#define HM_LONGEST_MOVED_NAME 960u /* of a tensor that has directions, so that their names fit into a buffer on the stack */
 
 typedef struct hm_member {
     char *name;
@@ -37,7 +38,10 @@ struct hm_hyper {
     char *family;
     char **include, **exclude;
     size_t include_count, exclude_count;
-    bool common;
+    bool common, allow_nonfinite;
+    char **unmoved;          /* merged tensors that are equal in all inputs: they have no direction, yet they are not copies;
+                              * sorted (hm_text_order) */
+    size_t unmoved_count;
     char *base_name;         /* HM_BASE_FILE, or the split-off W̃: file name with extension */
     char base_header_hash[65], base_sha256[65];
     uint64_t base_bytes;     /* size of that file */
@@ -67,7 +71,12 @@ void hm_mean_weights(const hm_hyper *hyper, double *out);
 /* The document as text; residual_stored NULL leaves those members' entries out. */
 hm_status hm_document_write(const hm_hyper *hyper, const double *residual_stored, hm_text *out, hm_error *err);
 
-/* HM_ERR_ARGUMENT-like refusals shared by calls that need the base of an opened hyper-model. */
+/* For qsort and bsearch on arrays of char *. */
+int hm_text_order(const void *a, const void *b);
+/* Index in the file of direction k ≥ 1 (k = 0: base_low) of a tensor of an opened hyper-model, or HM_ABSENT. */
+uint32_t hm_part_index(const hm_hyper *hyper, size_t k, const char *name);
+
+/* HM_ERR_IO when the linked base of an opened hyper-model was not found: for calls that need its numbers. */
 hm_status hm_hyper_need_base(const hm_hyper *hyper, hm_error *err);
 
 #endif

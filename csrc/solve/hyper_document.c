@@ -6,6 +6,8 @@
 #include "io/header_write.h"
 #include "solve/hyper.h"
 
+#define BLOCK_GRAM_MARGIN ((size_t)HM_MAX_MEMBERS * 64)
+
 static void put_numbers(hm_text *out, const double *values, size_t count, size_t stride)
 {
     hm_text_put(out, "[");
@@ -57,7 +59,7 @@ static void put_base(hm_text *out, const hm_hyper *hyper)
     if (hyper->base_name != NULL) {
         put_pair(out, "name", hyper->base_name);
         hm_text_format(out, ",\"size\":%llu", (unsigned long long)hyper->base_bytes);
-        put_pair(out, "header_hash", hyper->base_header_hash);
+        if (hyper->base_header_hash[0] != 0) put_pair(out, "header_hash", hyper->base_header_hash);
         if (hyper->base_sha256[0] != 0) put_pair(out, "sha256", hyper->base_sha256);
     }
     hm_text_put(out, "}");
@@ -169,6 +171,10 @@ static void put_document(hm_text *out, const hm_hyper *hyper, const double *resi
     hm_text_put(out, ",");
     put_texts(out, "exclude", hyper->exclude, hyper->exclude_count);
     hm_text_format(out, ",\"common\":%s}", hyper->common ? "true" : "false");
+    if (hyper->unmoved_count > 0) {
+        hm_text_put(out, ",");
+        put_texts(out, "unmoved", hyper->unmoved, hyper->unmoved_count);
+    }
     if (hyper->plan != NULL) {
         size_t moving = 0;
         for (size_t t = 0; t < hyper->plan->count; t++) moving += hyper->moves[t] ? 1 : 0;
@@ -189,8 +195,9 @@ hm_status hm_document_write(const hm_hyper *hyper, const double *residual_stored
 {
     size_t before = out->length;
     put_document(out, hyper, residual_stored, true);
-    if (!out->failed && out->length - before > HM_DOCUMENT_CAP) {
-        /* 64 members times 60 blocks: the shares per block stay, their Gram matrices do not fit. */
+    if (!out->failed && out->length - before > HM_DOCUMENT_CAP - BLOCK_GRAM_MARGIN) {
+        /* 64 members times 60 blocks: the shares per block stay, their Gram matrices do not fit.  The margin keeps this
+         * decision the same for the text with placeholders and the final one, which is shorter by a few bytes a member. */
         out->length = before;
         put_document(out, hyper, residual_stored, false);
     }

@@ -1,6 +1,7 @@
 /* Opening NAME.hyper.safetensors: the document is read as strictly as the header, because multipliers decide what is
  * written into somebody's model. */
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "base/error.h"
@@ -21,7 +22,8 @@ static bool copy_hash(char out[65], const char *hash)
     return true;
 }
 
-static hm_status read_member(hm_hyper *hyper, const cJSON *json, size_t m, bool *weighted, bool *stored, hm_error *err)
+static hm_status read_member(hm_hyper *hyper, const cJSON *json, size_t m, size_t *weighted, bool *stored,
+                             hm_error *err)
 {
     hm_solution *solution = &hyper->solution;
     hm_member *member = &hyper->members[m];
@@ -35,9 +37,10 @@ static hm_status read_member(hm_hyper *hyper, const cJSON *json, size_t m, bool 
     if (!hm_document_number(json, "residual", &solution->residual[m]) ||
         !hm_document_number(json, "norm", &solution->norm[m]))
         return broken(hyper, err, "a member's residual or norm is missing");
-    bool has_weight = hm_document_number(json, "weight", &hyper->weights[m]);
-    if (has_weight && hyper->weights[m] <= 0) return broken(hyper, err, "a weight is not positive");
-    *weighted = *weighted && has_weight;
+    if (hm_document_number(json, "weight", &hyper->weights[m])) {
+        if (hyper->weights[m] <= 0) return broken(hyper, err, "a weight is not positive");
+        (*weighted)++;
+    }
     *stored = *stored && hm_document_number(json, "residual_stored", &hyper->residual_stored[m]);
     return HM_OK;
 }
@@ -72,12 +75,12 @@ static hm_status read_texts(hm_hyper *hyper, const cJSON *array, char ***out, si
 {
     size_t length = array != NULL ? (size_t)cJSON_GetArraySize(array) : 0;
     *out = hm_alloc(length, sizeof **out);
-    if (*out == NULL) return hm_fail_memory(err, "the globs");
+    if (*out == NULL) return hm_fail_memory(err, "a list of names");
     const cJSON *item;
     cJSON_ArrayForEach(item, array)
     {
-        if (!cJSON_IsString(item)) return broken(hyper, err, "a glob is not text");
-        if (((*out)[*count] = hm_copy_text(item->valuestring)) == NULL) return hm_fail_memory(err, "the globs");
+        if (!cJSON_IsString(item)) return broken(hyper, err, "a list of names holds something else");
+        if (((*out)[*count] = hm_copy_text(item->valuestring)) == NULL) return hm_fail_memory(err, "a list of names");
         (*count)++;
     }
     return HM_OK;
@@ -97,6 +100,7 @@ static hm_status read_base(hm_hyper *hyper, const cJSON *json, hm_error *err)
     else
         return broken(hyper, err, "base.kind is none of mean, file, none");
     if (name == NULL) return hyper->base == HM_BASE_FILE ? broken(hyper, err, "the base has no name") : HM_OK;
+    if (hyper->base == HM_BASE_NONE) return broken(hyper, err, "it names a base and says that there is none");
     /* A name, not a path: a document must not make us open files elsewhere. */
     if (name[0] == 0 || strchr(name, '/') != NULL || strchr(name, '\\') != NULL)
         return broken(hyper, err, "the base's name is not a file name");
@@ -144,12 +148,17 @@ static hm_status read_document(hm_hyper *hyper, const cJSON *json, hm_error *err
         hyper->residual_stored == NULL || hyper->gram == NULL || hyper->family == NULL)
         return hm_fail_memory(err, "a hyper-model");
 
-    bool weighted = true, stored = true;
+    size_t weighted = 0;
+    bool stored = true;
     for (size_t m = 0; m < count; m++)
         HM_TRY(read_member(hyper, cJSON_GetArrayItem(members, (int)m), m, &weighted, &stored, err));
-    if (!weighted) {
+    double sum = 0;
+    for (size_t m = 0; m < weighted; m++) sum += hyper->weights[m];
+    if (weighted == 0) {
         hm_release(hyper->weights);
         hyper->weights = NULL;
+    } else if (weighted < count || fabs(sum - (double)count) > 1e-6 * (double)count) {
+        return broken(hyper, err, "the weights are not one per member with sum M");
     }
     if (!stored) {
         hm_release(hyper->residual_stored);
@@ -181,32 +190,66 @@ static hm_status read_document(hm_hyper *hyper, const cJSON *json, hm_error *err
     HM_TRY(read_texts(hyper, hm_document_array(selection, "include"), &hyper->include, &hyper->include_count, err));
     HM_TRY(read_texts(hyper, hm_document_array(selection, "exclude"), &hyper->exclude, &hyper->exclude_count, err));
     hyper->common = cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(selection, "common"));
+    HM_TRY(read_texts(hyper, hm_document_array(json, "unmoved"), &hyper->unmoved, &hyper->unmoved_count, err));
+    qsort(hyper->unmoved, hyper->unmoved_count, sizeof *hyper->unmoved, hm_text_order);
     return read_base(hyper, json, err);
 }
 
-/* Direction tensors must be there for the directions that the document speaks of, and have their tensor's shape. */
-static hm_status check_directions(const hm_hyper *hyper, hm_error *err)
+/* Splits "hypermerge.direction.K.NAME" or "hypermerge.base_low.NAME"; *k is 0 for base_low.  NULL: another name. */
+static const char *tensor_of_part(const char *name, size_t directions, size_t *k)
 {
-    size_t directions = hyper->solution.directions;
+    size_t low = strlen(HM_PREFIX_BASE_LOW);
+    *k = 0;
+    if (strncmp(name, HM_PREFIX_BASE_LOW, low) == 0) return name[low] != 0 ? name + low : NULL;
+    if (strncmp(name, HM_PREFIX_DIRECTION, strlen(HM_PREFIX_DIRECTION)) != 0) return NULL;
+    const char *digits = name + strlen(HM_PREFIX_DIRECTION);
+    size_t length = strspn(digits, "0123456789");
+    for (size_t d = 0; d < length && d < 3; d++) *k = *k * 10 + (size_t)(digits[d] - '0');
+    if (length == 0 || length > 2 || digits[0] == '0' || digits[length] != '.' || digits[length + 1] == 0 || *k > directions)
+        return NULL;
+    return digits + length + 1;
+}
+
+static bool has_all_directions(const hm_hyper *hyper, const char *name)
+{
+    for (size_t k = 1; k <= hyper->solution.directions; k++)
+        if (hm_part_index(hyper, k, name) == HM_ABSENT) return false;
+    return true;
+}
+
+/* What the tensors named hypermerge.* say must agree with the base and with the document, since it decides what is written
+ * where: floating point on both sides, one shape, every direction for every tensor that moves. */
+static hm_status check_parts(const hm_hyper *hyper, hm_error *err)
+{
+    const char *file = hm_source_label(hyper->file);
+    size_t moving = 0;
     for (size_t i = 0; i < hyper->file->header.count; i++) {
-        const hm_tensor_info *tensor = &hyper->file->header.tensors[i];
-        if (strncmp(tensor->name, HM_PREFIX_DIRECTION, strlen(HM_PREFIX_DIRECTION)) != 0) continue;
-        const char *digits = tensor->name + strlen(HM_PREFIX_DIRECTION);
-        size_t length = strspn(digits, "0123456789"), k = 0;
-        for (size_t d = 0; d < length && d < 3; d++) k = k * 10 + (size_t)(digits[d] - '0');
-        if (length == 0 || length > 2 || digits[0] == '0' || digits[length] != '.' || digits[length + 1] == 0 || k > directions)
-            return hm_fail(err, HM_ERR_FORMAT, hm_source_label(hyper->file), tensor->name, "is no direction of this file");
-        if (!hm_dtype_is_float(tensor->dtype))
-            return hm_fail(err, HM_ERR_FORMAT, hm_source_label(hyper->file), tensor->name, "is not of a floating-point type");
-        const char *of = digits + length + 1;
-        const hm_tensor_info *base = hyper->base_file != NULL ? hm_source_find(hyper->base_file, of) : NULL;
-        if (base != NULL && (base->elements != tensor->elements || base->ndim != tensor->ndim ||
-                             memcmp(base->shape, tensor->shape, base->ndim * sizeof *base->shape) != 0))
-            return hm_fail(err, HM_ERR_FORMAT, hm_source_label(hyper->file), tensor->name,
-                           "does not have the shape of the tensor it moves");
-        if (base == NULL && hyper->base_file != NULL)
-            return hm_fail(err, HM_ERR_FORMAT, hm_source_label(hyper->file), tensor->name, "moves a tensor that the base lacks");
+        const hm_tensor_info *part = &hyper->file->header.tensors[i];
+        if (strncmp(part->name, HM_PREFIX, strlen(HM_PREFIX)) != 0 || strcmp(part->name, HM_PREFIX "pad") == 0) continue;
+        size_t k;
+        const char *of = tensor_of_part(part->name, hyper->solution.directions, &k);
+        if (of == NULL) return hm_fail(err, HM_ERR_FORMAT, file, part->name, "is no part of a hyper-model as the metadata describes it");
+        if (!hm_dtype_is_float(part->dtype))
+            return hm_fail(err, HM_ERR_FORMAT, file, part->name, "is not of a floating-point type");
+        if (k > 0 && !has_all_directions(hyper, of))
+            return hm_fail(err, HM_ERR_FORMAT, file, of, "does not have all %zu directions", hyper->solution.directions);
+        moving += k > 0 ? 1 : 0;
+        if (hyper->base == HM_BASE_NONE) {
+            const hm_tensor_info *first = &hyper->file->header.tensors[k > 0 ? hm_part_index(hyper, 1, of) : i];
+            if (first->ndim != part->ndim || memcmp(first->shape, part->shape, first->ndim * sizeof *first->shape) != 0)
+                return hm_fail(err, HM_ERR_FORMAT, file, part->name, "does not have the shape of the first direction");
+            if (k == 0 || hm_source_find(hyper->file, of) != NULL)
+                return hm_fail(err, HM_ERR_FORMAT, file, of, "has a base value in a hyper-model without base");
+            continue;
+        }
+        if (hyper->base_file == NULL) continue; /* not found: nothing can be written either */
+        const hm_tensor_info *base = hm_source_find(hyper->base_file, of);
+        if (base == NULL) return hm_fail(err, HM_ERR_FORMAT, file, part->name, "moves a tensor that the base lacks");
+        if (!hm_dtype_is_float(base->dtype) || base->ndim != part->ndim ||
+            memcmp(base->shape, part->shape, base->ndim * sizeof *base->shape) != 0)
+            return hm_fail(err, HM_ERR_FORMAT, file, part->name, "does not have the shape and kind of the tensor it moves");
     }
+    if (moving == 0 && hyper->solution.directions > 0) return broken(hyper, err, "it speaks of directions that are not there");
     return HM_OK;
 }
 
@@ -253,7 +296,7 @@ static hm_status open_into(hm_hyper *hyper, const char *path, const char *const 
     hyper->document = hm_copy_text(text);
     if (hyper->document == NULL) return hm_fail_memory(err, "a hyper-model");
     find_base(hyper, folders, folder_count);
-    return check_directions(hyper, err);
+    return check_parts(hyper, err);
 }
 
 hm_status hm_hyper_open(hm_hyper **out, const char *path, const char *const *folders, size_t folder_count, hm_error *err)

@@ -2,7 +2,7 @@
  * With D the K directions and x = X − B:  c minimises ‖x − Σ c_k D_k‖², so ⟨D_j, D_k⟩ c = ⟨D_j, x⟩; one Gram matrix of
  * (D_1 … D_K, x) holds all of it. */
 #include <math.h>
-#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "base/error.h"
@@ -10,8 +10,6 @@
 #include "solve/gram.h"
 #include "solve/hyper.h"
 #include "solve/questions.h"
-
-#define NAME_ROOM 1024
 
 struct projection {
     size_t directions;
@@ -29,11 +27,12 @@ static hm_selection selection_of(const hm_hyper *hyper)
 
 /* ---- opened: the directions lie in the file ---------------------------------------------------------------------------- */
 
-static uint32_t part_index(const hm_hyper *hyper, const char *prefix, const char *name)
+/* Whether a tensor was merged when the hyper-model was made, rather than copied: it moves, or it is known to be equal in
+ * all inputs. */
+static bool was_merged(const hm_hyper *hyper, const char *name)
 {
-    char full[NAME_ROOM];
-    int length = snprintf(full, sizeof full, "%s%s", prefix, name);
-    return length > 0 && (size_t)length < sizeof full ? hm_source_index(hyper->file, full) : HM_ABSENT;
+    return hm_part_index(hyper, 1, name) != HM_ABSENT ||
+           bsearch(&name, hyper->unmoved, hyper->unmoved_count, sizeof *hyper->unmoved, hm_text_order) != NULL;
 }
 
 /* Without a base nothing else checks that X has what the directions move. */
@@ -74,14 +73,11 @@ static hm_status measure_opened(struct projection *out, hm_hyper *hyper, hm_sour
         if (plan->tensors[t].action != HM_ACTION_MERGE) continue;
         uint32_t *row = index + count * columns;
         const char *name = plan->tensors[t].like->name;
-        for (size_t k = 0; k < directions; k++) {
-            char prefix[64];
-            snprintf(prefix, sizeof prefix, HM_PREFIX_DIRECTION "%zu.", k + 1);
-            row[k] = part_index(hyper, prefix, name);
-        }
+        if (!was_merged(hyper, name)) continue;
+        for (size_t k = 0; k < directions; k++) row[k] = hm_part_index(hyper, k + 1, name);
         row[directions] = plan->index[t];
         row[directions + 1] = plan->base_index[t];
-        row[directions + 2] = base != NULL ? part_index(hyper, HM_PREFIX_BASE_LOW, name) : HM_ABSENT;
+        row[directions + 2] = base != NULL ? hm_part_index(hyper, 0, name) : HM_ABSENT;
         elements[count] = plan->tensors[t].like->elements;
         names[count++] = name;
     }
@@ -140,14 +136,14 @@ static void transform(struct projection *out, const hm_hyper *hyper, const doubl
 static hm_status measure_solved(struct projection *out, hm_hyper *hyper, hm_source *x, hm_job *job, hm_error *err)
 {
     size_t members = hyper->solution.members;
-    if (members >= HM_MAX_MEMBERS)
+    bool file = hyper->base == HM_BASE_FILE;
+    if (members + 1 + (file ? 1 : 0) > HM_MAX_MEMBERS)
         return hm_fail(err, HM_ERR_ARGUMENT, NULL, NULL, "save the hyper-model first, then project on the saved file");
-    hm_source *all[HM_MAX_MEMBERS + 1];
+    hm_source *all[HM_MAX_MEMBERS];
     memcpy(all, hyper->plan->sources, members * sizeof *all);
     all[members] = x;
     size_t count = members + 1;
     /* With a base file: measured about it by making it the first of the sources and dropping its row afterwards. */
-    bool file = hyper->base == HM_BASE_FILE;
     if (file) {
         memmove(all + 1, all, count * sizeof *all);
         all[0] = hyper->plan->base;
@@ -158,7 +154,7 @@ static hm_status measure_solved(struct projection *out, hm_hyper *hyper, hm_sour
     HM_TRY(hm_plan_make(&plan, all, count, NULL, hyper->plan->carrier, &selection, err));
     double *gram = hm_alloc(2 * count * count, sizeof(double));
     hm_status status = gram != NULL ? HM_OK : hm_fail_memory(err, "the Gram matrix");
-    if (status == HM_OK) status = hm_measure_plan(plan, hyper->base != HM_BASE_NONE, false, gram, NULL, job, err);
+    if (status == HM_OK) status = hm_measure_plan(plan, hyper->base != HM_BASE_NONE, hyper->allow_nonfinite, gram, NULL, job, err);
     if (status == HM_OK) {
         double *inner = gram + count * count;
         size_t skip = file ? 1 : 0, m = count - skip;

@@ -94,6 +94,8 @@ hm_status hm_recover(hm_source *x, hm_source *const *parents, size_t count, cons
     if (count < 1 || count >= HM_MAX_MEMBERS)
         return hm_fail(err, HM_ERR_ARGUMENT, NULL, NULL, "%zu parents were given; recover takes 1 to %d", count,
                        HM_MAX_MEMBERS - 1);
+    for (size_t i = 0; i < count; i++)
+        if (x == NULL || parents[i] == NULL) return hm_fail(err, HM_ERR_ARGUMENT, NULL, NULL, "a model is missing");
     hm_source *all[HM_MAX_MEMBERS];
     memcpy(all, parents, count * sizeof *all);
     all[count] = x;

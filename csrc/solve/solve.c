@@ -1,5 +1,6 @@
 /* hm_solve: align, measure, find the directions.  One read of every input. */
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "base/error.h"
@@ -102,8 +103,9 @@ static hm_status collect(hm_hyper *hyper, const struct merged_view *view, const 
         const double *part = grams->grams + i * triangle;
         double trace = 0;
         for (size_t m = 0; m < members; m++) trace += part[HM_TRIANGLE(m, m)];
-        hyper->moves[view->plan_index[i]] = trace > 0;
-        if (trace > 0) hyper->rounding += grams->rounding[i];
+        /* Without a base even a tensor that is zero everywhere needs a direction: nothing else would write it. */
+        hyper->moves[view->plan_index[i]] = (trace > 0 || hyper->base == HM_BASE_NONE) && !grams->nonfinite[i];
+        hyper->rounding += grams->rounding[i];
         if (grams->nonfinite[i]) {
             hm_plan_copy_instead(plan, view->plan_index[i]);
             HM_TRY(hm_plan_note(plan, err, "%s: holds NaN or Inf, copied from %s", view->names[i],
@@ -140,6 +142,21 @@ static hm_status copy_globs(char ***out, size_t *out_count, const char *const *g
     if (*out == NULL) return hm_fail_memory(err, "the globs");
     for (*out_count = 0; *out_count < count; (*out_count)++)
         if (((*out)[*out_count] = hm_copy_text(globs[*out_count])) == NULL) return hm_fail_memory(err, "the globs");
+    return HM_OK;
+}
+
+static hm_status list_unmoved(hm_hyper *hyper, hm_error *err)
+{
+    const hm_plan *plan = hyper->plan;
+    hyper->unmoved = hm_alloc(plan->count, sizeof *hyper->unmoved);
+    if (hyper->unmoved == NULL) return hm_fail_memory(err, "a list of names");
+    for (size_t t = 0; t < plan->count; t++) {
+        if (plan->tensors[t].action != HM_ACTION_MERGE || hyper->moves[t]) continue;
+        char *name = hm_copy_text(plan->tensors[t].like->name);
+        if (name == NULL) return hm_fail_memory(err, "a list of names");
+        hyper->unmoved[hyper->unmoved_count++] = name;
+    }
+    qsort(hyper->unmoved, hyper->unmoved_count, sizeof *hyper->unmoved, hm_text_order);
     return HM_OK;
 }
 
@@ -194,6 +211,10 @@ static hm_status check_options(hm_source *const *sources, size_t count, const hm
         if (sources[i] == NULL) return hm_fail(err, HM_ERR_ARGUMENT, NULL, NULL, "model %zu is missing", i + 1);
     if ((options->base == HM_BASE_FILE) != (options->base_source != NULL))
         return hm_fail(err, HM_ERR_ARGUMENT, NULL, NULL, "a base file goes with base \"file\" and with no other");
+    if (options->directions > count)
+        return hm_fail(err, HM_ERR_ARGUMENT, NULL, NULL, "%u directions asked for, but %zu model%s differ along at most %zu",
+                       options->directions, count, count == 1 ? "" : "s",
+                       options->base == HM_BASE_MEAN ? count - 1 : count);
     if (options->carrier >= count)
         return hm_fail(err, HM_ERR_ARGUMENT, NULL, NULL, "carrier %u of %zu models does not exist", options->carrier + 1, count);
     if (options->dtype != HM_DTYPE_KEEP && !hm_dtype_is_float(options->dtype))
@@ -207,6 +228,7 @@ static hm_status solve_into(hm_hyper *hyper, hm_source *const *sources, size_t c
     hyper->base = options->base;
     hyper->dtype = options->dtype;
     hyper->common = options->selection.common;
+    hyper->allow_nonfinite = options->selection.allow_nonfinite;
     if (options->weights != NULL) HM_TRY(copy_weights(hyper, options->weights, count, err));
     HM_TRY(copy_globs(&hyper->include, &hyper->include_count, options->selection.include, options->selection.includes, err));
     HM_TRY(copy_globs(&hyper->exclude, &hyper->exclude_count, options->selection.exclude, options->selection.excludes, err));
@@ -221,6 +243,7 @@ static hm_status solve_into(hm_hyper *hyper, hm_source *const *sources, size_t c
     if (status == HM_OK) status = collect(hyper, &view, &grams, err);
     hm_gram_clear(&grams);
     merged_clear(&view);
+    if (status == HM_OK) status = list_unmoved(hyper, err);
     HM_TRY(status);
     hm_solution found = {0};
     HM_TRY(hm_solution_find(&found, hyper->gram, count, hyper->weights, options->directions, options->method, err));

@@ -11,12 +11,14 @@
 
 #define DEFAULT_BUDGET ((uint64_t)256 << 20)
 #define SMALLEST_BUDGET ((uint64_t)16 << 20)
+#define LARGEST_BUDGET ((uint64_t)4 << 30) /* more would not make it faster */
 #define MOST_THREADS 16u
 /* Workers beyond the computing ones: they keep reads under way.  Two more fill the queue of an NVMe disk. */
 #define READERS 2u
 #define SLOTS_AHEAD 2u
 /* A warm step of all rows together, in elements: as f16 it fills half of a 1 MiB second-level cache. */
 #define WARM_ELEMENTS ((size_t)256 * HM_KERNEL_COLUMNS)
+#define SMALL_SEGMENT ((uint64_t)32 << 10) /* bytes per row */
 #define LEAST_WARM_STEP ((size_t)4 * HM_KERNEL_COLUMNS)
 
 /* One item in flight: its plan, its buffers, its results. */
@@ -119,6 +121,12 @@ static hm_segment segment_of(const struct slot *slot, size_t s)
     const hm_item_segment *planned = &slot->item.segments[s];
     return (hm_segment){.tensor = planned->tensor, .start = planned->start, .count = planned->count,
                         .result = slot->results + planned->result_offset};
+}
+
+/* Many small tensors are fetched faster by the reads that they share than one by one. */
+static bool has_small_segments(const struct pass *pass, const hm_item *item)
+{
+    return item->segment_count > 1 && item->bytes / item->segment_count / pass->stream->row_count < SMALL_SEGMENT;
 }
 
 static bool item_is_cached(const struct pass *pass, const hm_item *item)
@@ -238,7 +246,7 @@ static hm_status run_cold(struct pass *pass, struct slot *slot, void *scratch, h
 static hm_status run_item(struct pass *pass, struct slot *slot, void *scratch, hm_error *err)
 {
     memset(slot->results, 0, slot->item.result_bytes);
-    bool warm = item_is_cached(pass, &slot->item);
+    bool warm = !has_small_segments(pass, &slot->item) && item_is_cached(pass, &slot->item);
     if (!warm) HM_TRY(read_cold(pass, slot, err));
     if (!take_token(pass)) return hm_fail(err, HM_ERR_CANCELLED, NULL, NULL, "cancelled");
     hm_status status = warm ? run_warm(pass, slot, scratch, err) : run_cold(pass, slot, scratch, err);
@@ -327,7 +335,7 @@ static hm_status allocate(struct pass *pass, unsigned workers, uint64_t budget, 
     pass->slot_count = workers + SLOTS_AHEAD;
     pass->scratch_stride = round_up(stream->scratch_bytes, 4096);
     hm_item_limits limits;
-    hm_item_limits_set(&limits, stream, budget * 3 / 8 / pass->slot_count);
+    hm_item_limits_set(&limits, stream, budget / 8 * 3 / pass->slot_count);
     pass->row_capacity = limits.row_bytes;
     pass->step = WARM_ELEMENTS / stream->row_count / HM_KERNEL_COLUMNS * HM_KERNEL_COLUMNS;
     if (pass->step < LEAST_WARM_STEP) pass->step = LEAST_WARM_STEP;
@@ -365,6 +373,7 @@ hm_status hm_stream_run(const hm_stream *stream, hm_job *job, hm_error *err)
 
     uint64_t budget = job != NULL && job->memory_budget > 0 ? job->memory_budget : DEFAULT_BUDGET;
     if (budget < SMALLEST_BUDGET) budget = SMALLEST_BUDGET;
+    if (budget > LARGEST_BUDGET) budget = LARGEST_BUDGET;
     unsigned computing = job != NULL && job->threads > 0 ? job->threads : hm_cpu_count();
     if (computing > MOST_THREADS) computing = MOST_THREADS;
     unsigned workers = computing + READERS;
@@ -395,6 +404,7 @@ hm_status hm_stream_run(const hm_stream *stream, hm_job *job, hm_error *err)
         job->out_direct_bytes += pass.direct_bytes;
         job->out_cached_bytes += pass.cached_bytes;
         job->out_seconds += hm_seconds() - began;
+        job->out_total_bytes = pass.total_bytes;
     }
     /* A file that was rewritten in place may have ended in any message; say what really happened. */
     if (status != HM_ERR_CANCELLED && status != HM_ERR_MEMORY) HM_TRY(check_sources(stream, err));

@@ -15,6 +15,9 @@
 #include "model/source.h"
 
 #define HM_STREAM_ROWS (2 * HM_MAX_MEMBERS + 8)
+/* Segments begin at multiples of this many elements of their tensor, and sums are kept for each such cut by itself: however
+ * large the items are, the same numbers are added in the same order. */
+#define HM_STREAM_CUT ((size_t)4096)
 
 typedef struct hm_stream_row {
     hm_source *source;
@@ -37,15 +40,15 @@ typedef struct hm_segment {
     size_t tensor;
     uint64_t start;
     size_t count;
-    void *result; /* result_bytes + count · result_element_bytes, zeroed before the first piece; 64-byte aligned */
+    void *result; /* cut_bytes for each cut, then count · result_element_bytes; zeroed before the first piece; 64-byte aligned */
 } hm_segment;
 
 typedef struct hm_stream {
     size_t row_count, tensor_count;
     const hm_stream_row *rows;
     const uint64_t *elements;       /* [tensor_count] */
-    size_t result_bytes;            /* per segment */
-    size_t result_element_bytes;    /* and per element of it */
+    size_t cut_bytes;               /* results per cut of a segment: sums */
+    size_t result_element_bytes;    /* results per element: what is to be written */
     size_t scratch_bytes;           /* per worker, 64-byte aligned, not zeroed */
     /* Called for consecutive pieces of a segment, in a worker thread. */
     hm_status (*work)(void *user, const hm_piece *piece, const hm_segment *segment, void *scratch, hm_error *err);
@@ -55,6 +58,12 @@ typedef struct hm_stream {
     hm_status (*commit)(void *user, const hm_segment *segment, hm_error *err);
     void *user;
 } hm_stream;
+
+/* Cuts of a segment of `count` elements. */
+static inline size_t hm_stream_cuts(size_t count)
+{
+    return (count + HM_STREAM_CUT - 1) / HM_STREAM_CUT;
+}
 
 /* Checks that all files are still what they were when opened, runs the pass, and checks again. */
 hm_status hm_stream_run(const hm_stream *stream, hm_job *job, hm_error *err);

@@ -1,12 +1,10 @@
 #include "solve/stream_plan.h"
 
-#include "kernels/kernels.h"
-
 #define PAGE_BYTES 4096u
 /* What a direct read may need beyond its bytes: up to a page before and a page after. */
 #define READ_SLACK (2 * (size_t)PAGE_BYTES)
 #define LARGEST_READ ((size_t)8 << 20)
-#define SMALLEST_ROW ((size_t)72 << 10) /* a few thousand elements of any dtype */
+#define SMALLEST_ROW (8 * HM_STREAM_CUT + 2 * READ_SLACK) /* one cut of any dtype */
 #define NO_READ UINT16_MAX
 
 const hm_tensor_info *hm_stream_tensor(const hm_stream *stream, size_t row, size_t tensor)
@@ -32,15 +30,13 @@ void hm_item_limits_set(hm_item_limits *limits, const hm_stream *stream, uint64_
         }
     if (widest > 4) widest = 4; /* a few 8-byte integers must not halve the buffers of a whole model */
     size_t per_element = stream->row_count * widest + stream->result_element_bytes;
-    size_t elements = (size_t)(slot_bytes / per_element);
-    size_t row = round_down(elements * widest + READ_SLACK, PAGE_BYTES);
-    if (row > LARGEST_READ) row = LARGEST_READ;
-    if (row < SMALLEST_ROW) row = SMALLEST_ROW;
-    limits->row_bytes = row;
-    size_t fixed = HM_ITEM_SEGMENTS * (stream->result_bytes + 128);
-    limits->result_bytes = fixed + elements * stream->result_element_bytes;
-    size_t least = fixed + 64 * HM_KERNEL_COLUMNS * stream->result_element_bytes;
-    if (limits->result_bytes < least) limits->result_bytes = least;
+    uint64_t fits = slot_bytes / per_element, most = (LARGEST_READ - READ_SLACK) / widest;
+    size_t elements = round_down((size_t)(fits < most ? fits : most), HM_STREAM_CUT);
+    if (elements < HM_STREAM_CUT) elements = HM_STREAM_CUT;
+    limits->row_bytes = round_down(elements * widest + READ_SLACK + PAGE_BYTES, PAGE_BYTES);
+    if (limits->row_bytes < SMALLEST_ROW) limits->row_bytes = SMALLEST_ROW;
+    size_t cut = stream->cut_bytes + HM_STREAM_CUT * stream->result_element_bytes;
+    limits->result_bytes = HM_ITEM_SEGMENTS * (stream->cut_bytes + 128) + (hm_stream_cuts(elements) + 1) * cut;
 }
 
 void hm_item_planner_begin(hm_item_planner *planner, const hm_stream *stream, const hm_item_limits *limits)
@@ -87,6 +83,18 @@ static void add_read(hm_item *item, size_t *last_read, size_t *filled, size_t ro
     segment->read_of_row[row] = (uint16_t)(read - item->reads);
 }
 
+/* Elements whose results still fit behind the first `used` bytes. */
+static size_t room_for_results(const hm_item_planner *planner, size_t used, uint64_t left)
+{
+    const hm_stream *stream = planner->stream;
+    size_t free_bytes = planner->limits.result_bytes - used;
+    size_t cut = stream->cut_bytes + HM_STREAM_CUT * stream->result_element_bytes;
+    if (cut == 0) return SIZE_MAX;
+    if (left <= HM_STREAM_CUT && stream->cut_bytes + (size_t)left * stream->result_element_bytes <= free_bytes)
+        return (size_t)left;
+    return free_bytes / cut * HM_STREAM_CUT;
+}
+
 bool hm_item_next(hm_item_planner *planner, hm_item *item)
 {
     const hm_stream *stream = planner->stream;
@@ -104,11 +112,9 @@ bool hm_item_next(hm_item_planner *planner, hm_item *item)
             planner->start = 0;
             continue;
         }
-        size_t result_at = (item->result_bytes + 63) / 64 * 64, fixed = result_at + stream->result_bytes;
-        size_t room = SIZE_MAX;
-        if (fixed > planner->limits.result_bytes) break;
-        if (stream->result_element_bytes > 0)
-            room = (planner->limits.result_bytes - fixed) / stream->result_element_bytes;
+        size_t result_at = (item->result_bytes + 63) / 64 * 64;
+        if (result_at > planner->limits.result_bytes) break;
+        size_t room = room_for_results(planner, result_at, left);
         for (size_t r = 0; r < stream->row_count; r++) {
             const hm_tensor_info *tensor = hm_stream_tensor(stream, r, t);
             if (tensor == NULL || stream->rows[r].source->path == NULL) continue;
@@ -117,7 +123,7 @@ bool hm_item_next(hm_item_planner *planner, hm_item *item)
         }
         /* Results of tensors in memory need no read buffer, but items must stay small for progress and cancel. */
         if (room > LARGEST_READ) room = LARGEST_READ;
-        size_t count = left < room ? (size_t)left : round_down(room, HM_KERNEL_COLUMNS);
+        size_t count = left <= room ? (size_t)left : round_down(room, HM_STREAM_CUT);
         if (count == 0) break;
 
         hm_item_segment *segment = &item->segments[item->segment_count++];
@@ -133,7 +139,8 @@ bool hm_item_next(hm_item_planner *planner, hm_item *item)
             if (stream->rows[r].source->path != NULL)
                 add_read(item, last_read, filled, r, tensor, planner->start, count, segment);
         }
-        item->result_bytes = fixed + count * stream->result_element_bytes;
+        item->result_bytes =
+            result_at + hm_stream_cuts(count) * stream->cut_bytes + count * stream->result_element_bytes;
         planner->start += count;
     }
     return item->segment_count > 0;

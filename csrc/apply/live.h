@@ -1,0 +1,49 @@
+/* The inside of a live binding: which targets move, where the numbers for them come from, what restore needs.  Nothing in
+ * it changes after hm_live_bind, so several threads may set different targets through one binding.
+ *
+ * Three tables have one entry per moved target, in the order in which the pass reads them: target, elements, index. */
+#ifndef HM_APPLY_LIVE_H
+#define HM_APPLY_LIVE_H
+
+#include "apply/stored.h"
+#include "kernels/kernels.h"
+#include "solve/stream.h"
+
+struct hm_live {
+    hm_hyper *hyper;
+    size_t count;           /* targets that were bound */
+    hm_tensor_info *bound;  /* [count] as bound: the hyper-model's name, dtype, shape; no address */
+    size_t moved_count;
+    uint32_t *target;       /* [moved_count] index in bound */
+    uint64_t *elements;     /* [moved_count] */
+    size_t row_count;       /* hm_stored_rows */
+    uint32_t *index;        /* [moved_count × row_count] in source[row] */
+    hm_source *source[HM_STREAM_ROWS]; /* borrowed: the files, or `memory` */
+    const char **names;     /* the moved targets, then what else the hyper-model moves: for globs */
+    size_t name_count;
+    hm_source *memory;      /* in_memory: W̃, base_low and directions of the moved targets, else NULL */
+    unsigned char *memory_block;
+    hm_source *kept;        /* copies of the targets that did not hold cast(W̃), or NULL */
+    unsigned char *kept_block;
+    uint32_t *kept_index;   /* [moved_count] in kept, or HM_ABSENT */
+};
+
+/* Blends that write more than this go past the caches: nobody will find the numbers there again.  Smaller ones stay. */
+#define HM_LIVE_STREAM_BYTES ((uint64_t)16 << 20)
+
+/* Finds the targets' tensors by name and fills bound, the three tables, names and kept_index (its room only).  `live` has
+ * hyper, count, row_count, source and room for bound. */
+hm_status hm_live_name(hm_live *live, const hm_tensor_info *targets, const char *const *names, hm_error *err);
+
+/* Are these the targets that were bound, may they be written, and does none touch another?  Gives the moved ones, with
+ * elements and bytes filled in, as a block of [moved_count] (hm_release).  `live` needs bound, target and their counts. */
+hm_status hm_live_check(const hm_live *live, const hm_tensor_info *targets, size_t count, hm_tensor_info **out,
+                        hm_error *err);
+
+/* Runs a pass with buffers that stay far below the 64 MiB which a live blend may take. */
+hm_status hm_live_stream(const hm_stream *stream, hm_job *job, hm_error *err);
+
+/* out[0 … n) = the stored numbers converted to `dtype` with one rounding: cast(W̃). */
+void hm_live_cast(const hm_kernels *kernels, hm_dtype dtype, void *out, hm_dtype from, const void *numbers, size_t n);
+
+#endif
