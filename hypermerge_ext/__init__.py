@@ -6,8 +6,8 @@
     hyper.save("abc.hyper.safetensors")
     hyper.merge([0.4, -0.2], "blend.safetensors")
 
-Models are paths, or state dicts of torch tensors or NumPy arrays, which are used where they lie.  Long calls let go of the
-GIL, call `progress(done_bytes, total_bytes)` and stop when it raises.  Errors are `Error` and its kinds.
+Models are paths, or state dicts of torch tensors or NumPy arrays, which are used where they lie.  Long calls let go of
+the GIL, call `progress(done_bytes, total_bytes)` and stop when it raises.  Errors are `Error` and its kinds.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ try:
     from . import _core
 except ImportError as reason:
     raise ImportError(
-        f"the compiled part of hyper-merge cannot be loaded ({reason}); build it with `pip install .` in its folder, which "
-        "needs: apt-get install gcc pkg-config libcjson-dev python3-dev"
+        f"the compiled part of hyper-merge cannot be loaded ({reason}); build it with `pip install .` in its folder, "
+        "which needs: apt-get install gcc pkg-config libcjson-dev python3-dev"
     ) from reason
 
 from ._core import ArgumentError, Cancelled, Error, FormatError, MismatchError, Source

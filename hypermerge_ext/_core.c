@@ -36,7 +36,8 @@ static PyObject *recover(PyObject *module, PyObject *args)
     core_call call;
     char *text = NULL;
     int failed = 1;
-    if (!PyArg_ParseTuple(args, "O!OOppO", state->source_type, &x, &sequence, &selection_tuple, &free_sum, &blocks, &job))
+    if (!PyArg_ParseTuple(args, "O!OOppO", state->source_type, &x, &sequence, &selection_tuple, &free_sum, &blocks,
+                          &job))
         return NULL;
     if (core_call_init(&call, job) == 0 && core_source_get(&source, state, x) == 0 &&
         core_sources_get(&parents, state, sequence) == 0 && core_selection_get(&selection, selection_tuple) == 0) {
@@ -108,8 +109,8 @@ static void module_free(void *module)
 static PyMethodDef module_methods[] = {
     {"open_source", core_open_source, METH_O, "open_source(path) -> Source: a safetensors file, its header checked."},
     {"borrow", core_borrow, METH_VARARGS,
-     "borrow(name, tensors, keepalive) -> Source: tensors in memory, each (name, dtype, shape, strides in elements, address "
-     "of element [0, …]); `keepalive` is held as long as the core may read them."},
+     "borrow(name, tensors, keepalive) -> Source: tensors in memory, each (name, dtype, shape, strides in elements, "
+     "address of element [0, …]); `keepalive` is held as long as the core may read them."},
     {"solve", (PyCFunction)(void (*)(void))core_solve, METH_VARARGS | METH_KEYWORDS,
      "solve(sources, base, directions, method, weights, carrier, selection, dtype, job) -> Hyper"},
     {"open_hyper", core_open_hyper, METH_VARARGS, "open_hyper(path, folders) -> Hyper: a saved hyper-model."},

@@ -1,6 +1,6 @@
 /* The binding's own header: what its four files share.  The binding is thin: it turns Python values into the structs of
- * hypermerge.h, lets go of the GIL while the core works, and turns hm_error into exceptions.  Python's limited API of 3.10
- * only; no static state, so that one process may load it under several names. */
+ * hypermerge.h, lets go of the GIL while the core works, and turns hm_error into exceptions.  Python's limited API of
+ * 3.10 only; no static state, so that one process may load it under several names. */
 #ifndef HYPERMERGE_EXT_CORE_H
 #define HYPERMERGE_EXT_CORE_H
 
@@ -39,8 +39,8 @@ PyObject *core_take_text(char *text);
 /* One long call.  `job` in Python is None or (memory_budget, threads, progress, statistics): two ints, a callable
  * (done_bytes, total_bytes) or None, a dict to be filled or None.
  *     core_call_init;  core_call_leave;  status = hm_…(…, &call.job, &error);  if (core_call_return(…) < 0) …
- * Between leave and return the GIL is free; the progress callback takes it, looks for signals (Ctrl-C) even when there is
- * no Python callable, and gives it back.  An exception raised there cancels the job and is what the caller sees. */
+ * Between leave and return the GIL is free; the progress callback takes it, looks for signals (Ctrl-C) even when there
+ * is no Python callable, and gives it back.  An exception raised there cancels the job and is what the caller sees. */
 typedef struct core_call {
     hm_job job;
     PyObject *progress, *statistics; /* borrowed from the caller's arguments, or NULL */
@@ -49,18 +49,18 @@ typedef struct core_call {
 
 int core_call_init(core_call *call, PyObject *job); /* 0, or -1 with an exception set */
 void core_call_leave(core_call *call);
-/* 0 when the call succeeded; else -1 with an exception set (also after HM_OK, when the last progress report raised: what
- * the core gave out is then still the caller's to close). */
+/* 0 when the call succeeded; else -1 with an exception set (also after HM_OK, when the last progress report raised:
+ * what the core gave out is then still the caller's to close). */
 int core_call_return(core_call *call, const core_state *state, hm_status status, const hm_error *error);
 
-/* Converters fill their struct or set an exception and return -1; the matching _clear takes zero-initialised structs too
- * and gives every reference and block back. */
+/* Converters fill their struct or set an exception and return -1; the matching _clear takes zero-initialised structs
+ * too and gives every reference and block back. */
 typedef struct core_strings {
     PyObject *owner; /* the str or bytes objects that `items` point into */
     const char **items;
     size_t count;
 } core_strings;
-int core_strings_get(core_strings *out, PyObject *sequence, int paths); /* of str, or with `paths` of path-like objects */
+int core_strings_get(core_strings *out, PyObject *sequence, int paths); /* of str, or path-like objects */
 void core_strings_clear(core_strings *strings);
 
 typedef struct core_doubles {
@@ -92,7 +92,7 @@ int core_dtype_get(hm_dtype *out, const core_state *state, PyObject *name);
 /* Borrows the core's source of a Source; None → NULL.  0, or -1 with an exception set. */
 int core_source_get(hm_source **out, const core_state *state, PyObject *object);
 
-/* ---- _core_source.c, _core_hyper.c: the types, and the module functions that make their objects ------------------------ */
+/* ---- _core_source.c, _core_hyper.c: the types, and the module functions that make their objects ----------------- */
 
 extern PyType_Spec core_source_spec, core_hyper_spec;
 

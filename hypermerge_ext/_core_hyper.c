@@ -7,7 +7,7 @@
 typedef struct core_hyper {
     PyObject_HEAD
     hm_hyper *hyper;
-    PyObject *sources; /* tuple: keeps the tensors alive that a solved hyper-model still reads; NULL for an opened one */
+    PyObject *sources; /* tuple: keeps the tensors alive which a solved hyper-model reads; NULL for an opened one */
     /* The core lets several threads read one object but only one change it.  Both guarded by the GIL. */
     unsigned readers;
     bool writing;
@@ -16,7 +16,7 @@ typedef struct core_hyper {
 static int hyper_enter(core_hyper *self, const core_state *state, bool writing)
 {
     if (self->writing || (writing && self->readers > 0)) {
-        PyErr_SetString(state->error, "this hyper-model is being saved or used by another call; wait until that is done");
+        PyErr_SetString(state->error, "this hyper-model is being saved or used by another call; wait for its end");
         return -1;
     }
     if (writing)
@@ -102,7 +102,8 @@ PyObject *core_solve(PyObject *module, PyObject *args, PyObject *kwargs)
         core_selection_get(&selection, selection_tuple) < 0)
         goto done;
     if (weights.count > 0 && weights.count != sources.count) {
-        PyErr_Format(state->argument_error, "%zu weights for %zu models; give one for each", weights.count, sources.count);
+        PyErr_Format(state->argument_error, "%zu weights for %zu models; give one for each", weights.count,
+                     sources.count);
         goto done;
     }
     options.weights = weights.items;
@@ -300,7 +301,8 @@ static PyObject *hyper_project(PyObject *object, PyObject *args)
     hm_source *x;
     core_call call;
     if (!PyArg_ParseTuple(args, "O!O", state->source_type, &newcomer, &job)) return NULL;
-    if (core_source_get(&x, state, newcomer) < 0 || core_call_init(&call, job) < 0 || hyper_enter(self, state, false) < 0)
+    if (core_source_get(&x, state, newcomer) < 0 || core_call_init(&call, job) < 0 ||
+        hyper_enter(self, state, false) < 0)
         return NULL;
     char *text = NULL;
     hm_error error = {0};

@@ -36,7 +36,7 @@ PyObject *core_open_source(PyObject *module, PyObject *path)
 static int read_dims(PyObject *tuple, int64_t *out, const char *tensor)
 {
     if (!PyTuple_Check(tuple) || PyTuple_Size(tuple) > HM_MAX_DIMS) {
-        PyErr_Format(PyExc_ValueError, "%s: shape and strides must be tuples of at most %d numbers", tensor, HM_MAX_DIMS);
+        PyErr_Format(PyExc_ValueError, "%s: shape and strides are tuples of at most %d numbers", tensor, HM_MAX_DIMS);
         return -1;
     }
     int count = (int)PyTuple_Size(tuple);

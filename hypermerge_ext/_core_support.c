@@ -45,15 +45,15 @@ int core_exceptions_add(PyObject *module)
     int result = -1;
     if (prefix == NULL || attributes == NULL) goto done;
     if (add_exception(module, prefix, "Error",
-                      "What hyper-merge refuses or cannot do.  Its text is one line: what, which file, which tensor, what "
-                      "to do; `file` and `tensor` are str or None.",
+                      "What hyper-merge refuses or cannot do.  Its text is one line: what, which file, which tensor, "
+                      "what to do; `file` and `tensor` are str or None.",
                       PyExc_Exception, attributes, &state->error) < 0)
         goto done;
     if (add_exception(module, prefix, "FormatError", "A file breaks the safetensors or the hyper-model format.",
                       state->error, NULL, &state->format_error) < 0 ||
         add_exception(module, prefix, "MismatchError", "The inputs do not go together: shapes, names, families, NaN.",
                       state->error, NULL, &state->mismatch_error) < 0 ||
-        add_exception(module, prefix, "Cancelled", "To be raised in a progress function: the work stops, nothing is written.",
+        add_exception(module, prefix, "Cancelled", "To be raised by a progress function: nothing is written then.",
                       state->error, NULL, &state->cancelled) < 0)
         goto done;
     both = PyTuple_Pack(2, state->error, PyExc_ValueError);
@@ -112,7 +112,7 @@ PyObject *core_raise(const core_state *state, const hm_error *error)
     return NULL;
 }
 
-/* ---- the long call ------------------------------------------------------------------------------------------------ */
+/* ---- the long call ---------------------------------------------------------------------------------------------- */
 
 static int report_progress(void *user, uint64_t done_bytes, uint64_t total_bytes)
 {
@@ -176,7 +176,7 @@ int core_call_return(core_call *call, const core_state *state, hm_status status,
     return call->statistics != NULL ? give_statistics(call) : 0;
 }
 
-/* ---- converters --------------------------------------------------------------------------------------------------- */
+/* ---- converters ------------------------------------------------------------------------------------------------- */
 
 /* An array for `count` items of `size` bytes, at least one, zeroed; NULL with MemoryError set. */
 static void *new_array(size_t count, size_t size)

@@ -93,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("-o", "--output", required=True, metavar="OUT.hyper.safetensors")
     made.add_argument("--base", default="mean", metavar="mean|none|FILE", help="what differences are taken from (mean)")
     made.add_argument("--directions", type=_count, metavar="K", help="how many (2, or fewer if the models span less)")
-    made.add_argument("--method", choices=("exact", "als"), default="exact", help="als: the original's alternating updates")
+    made.add_argument("--method", choices=("exact", "als"), default="exact", help="als: alternating updates")
     made.add_argument("--weights", type=_numbers, action="extend", metavar="W,…", help="one number > 0 per model")
     selection(made)
     made.add_argument("--dtype", choices=dtypes, help="of the merged tensors (as in the first model)")
@@ -124,7 +124,7 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--at", type=_numbers, action="extend", required=True, metavar="λ,κ,…", help="missing ones are 0")
     made.add_argument("-o", "--output", required=True, metavar="OUT.safetensors")
     made.add_argument(
-        "--block", type=_block, action="append", default=[], metavar="GLOB=λ,κ", help="other multipliers for these tensors"
+        "--block", type=_block, action="append", default=[], metavar="GLOB=λ,κ", help="others for these tensors"
     )
     made.add_argument("--dtype", choices=dtypes, help="of the merged tensors (as stored)")
     made.add_argument("--exact", nargs="+", metavar="MODEL", help="blend from the models themselves, in solve's order")
@@ -171,20 +171,21 @@ class _Run:
 
     def watch_output(self, inputs: Sequence[str]) -> None:
         """Refuses an output that could not be written, before hours of reading; the core looks again when it writes."""
-        self.output = path = self.args.output
-        folder = os.path.dirname(os.path.abspath(path))
-        if not os.path.isdir(folder):
-            raise Error(f"{path}: the folder {folder} does not exist")
-        if os.path.isdir(path):
-            raise Error(f"{path}: is a folder; give the name of the file to write")
-        if not os.path.exists(path):
-            return
-        self._before = _stamp(path)
-        for item in inputs:
-            if os.path.exists(item) and os.path.samefile(item, path):
-                raise Error(f"{path}: is one of the inputs; give another name to write to")
-        if not self.args.force and not _is_ours(path):
-            raise Error(f"{path}: exists and was not written by hyper-merge; choose another name or give --force")
+        self.output = self.args.output
+        self._before = _stamp(self.output)
+        targets = [self.output, _split_base(self.output)] if getattr(self.args, "split", False) else [self.output]
+        for path in targets:
+            folder = os.path.dirname(os.path.abspath(path))
+            if not os.path.isdir(folder):
+                raise Error(f"{path}: the folder {folder} does not exist")
+            if os.path.isdir(path):
+                raise Error(f"{path}: is a folder; give the name of the file to write")
+            if not os.path.exists(path):
+                continue
+            if any(os.path.exists(item) and os.path.samefile(item, path) for item in inputs):
+                raise Error(f"{path}: is one of the inputs; write to another name")
+            if not self.args.force and not _is_ours(path):
+                raise Error(f"{path}: exists and was not written by hyper-merge; choose another name or use --force")
 
     def was_written(self) -> bool:
         """Did the output appear although the command was interrupted?"""
@@ -235,6 +236,12 @@ def _stamp(path: str) -> tuple[int, int] | None:
     return found.st_ino, found.st_mtime_ns
 
 
+def _split_base(output: str) -> str:
+    """Where --split puts the base: NAME.hyper.safetensors → NAME.base.safetensors."""
+    ending = next((e for e in (".hyper.safetensors", ".safetensors") if output.endswith(e)), "")
+    return output.removesuffix(ending) + ".base.safetensors"
+
+
 def _is_ours(path: str) -> bool:
     """Did hyper-merge write this file?"""
     try:
@@ -269,7 +276,7 @@ def _solve(run: _Run) -> None:
         run.result(document)
     else:
         run.say(table.hyper(document, run.style))
-        run.written(args.output)
+        run.written(args.output, *([_split_base(args.output)] if args.split else []))
     for note in document.get("notes", ()):
         run.note("note: " + note)
 
@@ -280,8 +287,8 @@ def _inspect(run: _Run) -> None:
         run.result(answer)
     elif "members" in answer:
         described = answer["file"]
-        parts = [described["name"], described.get("family") or "unknown family", table.size(described["size"])]
-        run.say("  " + run.style.bold(table.printable(run.style.dot.join(parts))))
+        parts = [described["name"], f"family {described['family']}", table.size(described["size"])]
+        run.say("  " + run.style.bold(run.style.shown(run.style.dot.join(parts))))
         run.say(table.hyper(answer, run.style, blocks=True))
     else:
         run.say(table.checkpoint(answer, run.style))
@@ -380,7 +387,7 @@ def _check_counts(run: _Run, hyper: HyperModel) -> None:
     """More multipliers than directions is a usage error (exit 2)."""
     for what, values in [("--at", run.args.at), *((f"--block {glob}", values) for glob, values in run.args.block)]:
         if len(values) > hyper.directions:
-            run.parser.error(f"{what}: {len(values)} multipliers, but {run.args.hyper} has {hyper.directions} directions")
+            run.parser.error(f"{what}: {len(values)} multipliers for {hyper.directions} directions of {run.args.hyper}")
 
 
 _COMMANDS = {

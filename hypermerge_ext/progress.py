@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from types import TracebackType
 from typing import Any
 
 from .sources import Progress
 
-_FORMAT = "{desc} {percentage:3.0f} % |{bar:30}| {n_fmt} of {total_fmt}, {rate_fmt}, {remaining} left"
+_FORMAT = "{desc} {percentage:3.0f} % |{bar:24}| {n_fmt}B of {total_fmt}B, {rate_fmt}, {remaining} left"
+
+
+def _columns() -> int:
+    """Width of the terminal; some (containers, pseudo-terminals) say 0 × 0, where tqdm would draw nothing."""
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns or 80
+    except OSError:
+        return 80
 
 
 class Bar:
     """`with Bar("reading") as progress:` gives the function to hand to a long call, or None when nobody watches.
 
-    The bar shows bytes, bytes per second and the time left, begins anew when a second pass begins, and wipes itself away.
+    The bar shows bytes, bytes per second and the time left, begins anew with a second pass, and wipes itself away.
     """
 
     def __init__(self, label: str) -> None:
         self._label = label
+        self._tqdm: Any = None
         self._bar: Any = None
 
     def __enter__(self) -> Progress | None:
@@ -29,9 +39,7 @@ class Bar:
         except ImportError:
             return None
         tqdm.monitor_interval = 0  # its watchdog thread is of no use for a bar that is called 20 times a second
-        self._bar = tqdm(
-            total=0, desc=self._label, unit="B", unit_scale=True, bar_format=_FORMAT, leave=False, file=sys.stderr
-        )
+        self._tqdm = tqdm
         return self._report
 
     def __exit__(
@@ -41,6 +49,18 @@ class Bar:
             self._bar.close()
 
     def _report(self, done: int, total: int) -> None:
-        if total != self._bar.total or done < self._bar.n:
+        if self._bar is None:
+            self._bar = self._tqdm(
+                total=total,
+                desc=self._label,
+                unit="B",
+                unit_scale=True,
+                bar_format=_FORMAT,
+                leave=False,
+                file=sys.stderr,
+                ncols=_columns(),
+                nrows=24,
+            )
+        elif total != self._bar.total or done < self._bar.n:
             self._bar.reset(total)
         self._bar.update(done - self._bar.n)

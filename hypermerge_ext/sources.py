@@ -104,7 +104,7 @@ def source_list(models: Sequence[Model], names: Sequence[str] | None = None) -> 
 
 
 def _borrow(state: Mapping[str, Any], name: str) -> Source:
-    """A Source over the tensors of a state dict.  What is no tensor but plain bookkeeping (a step count) is left out."""
+    """A Source over the tensors of a state dict.  Plain bookkeeping (a step count) is left out."""
     tensors: list[_Borrowed] = []
     keep: list[Any] = []
     for key, value in state.items():
@@ -140,7 +140,7 @@ def _refusal(owner: str, key: str, reason: str) -> ArgumentError:
 
 
 def _torch_tensor(owner: str, key: str, tensor: Any) -> tuple[_Borrowed, Any]:
-    """Description of a torch tensor and the object that keeps its numbers alive (a copy, if it is not in CPU memory)."""
+    """Description of a torch tensor, and what keeps its numbers alive (a copy, if it is not in CPU memory)."""
     dtype = _dtype(owner, key, str(tensor.dtype))
     if str(tensor.layout) != "torch.strided" or tensor.device.type == "meta":
         raise _refusal(owner, key, f"a {tensor.layout} tensor on device '{tensor.device}' holds no plain numbers")
@@ -153,7 +153,7 @@ def _torch_tensor(owner: str, key: str, tensor: Any) -> tuple[_Borrowed, Any]:
 
 
 def _numpy_array(owner: str, key: str, array: Any) -> tuple[_Borrowed, Any]:
-    """Description of a NumPy array (also of ml_dtypes' bfloat16 and float8) and the array that keeps its numbers alive."""
+    """Description of a NumPy array (also with ml_dtypes' bfloat16 and float8), and what keeps its numbers alive."""
     dtype = _dtype(owner, key, str(array.dtype))
     size = array.dtype.itemsize
     if any(stride % size for stride in array.strides) or array.__array_interface__["data"][0] % size:

@@ -33,6 +33,11 @@ class Style(NamedTuple):
         greek = {1: ("λ", "lambda"), 2: ("κ", "kappa")}
         return greek[k][0 if self.unicode else 1] if k in greek else f"c{k}"
 
+    def shown(self, text: str) -> str:
+        """A name as it can be shown: `printable`, and with ? for what ASCII lacks where that is all there is."""
+        text = printable(text)
+        return text if self.unicode else text.encode("ascii", "replace").decode()
+
     @property
     def norm(self) -> str:
         return "‖Δ‖" if self.unicode else "|delta|"
@@ -88,7 +93,7 @@ def printable(text: str) -> str:
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], style: Style, left: int = 1) -> str:
     """A frame around `rows`; the first `left` columns begin at the left, the others (numbers) end at the right."""
-    rows = [[printable(cell) for cell in row] for row in rows]
+    rows = [[style.shown(cell) for cell in row] for row in rows]
     widths = [max(map(_width, column)) for column in zip(head, *rows)]
     line, bar = ("─", "│") if style.unicode else ("-", "|")
 
@@ -164,7 +169,7 @@ def hyper(document: dict[str, Any], style: Style, blocks: bool = False) -> str:
     if directions:
         parts.append(shares(document["explained_variance_ratio"][:directions], style))
     parts.append(
-        f"  loss {loss:.4g} of {total:.4g}{lost}{style.dot}base: {printable(base_text)}{style.dot}method: {method}"
+        f"  loss {loss:.4g} of {total:.4g}{lost}{style.dot}base: {style.shown(base_text)}{style.dot}method: {method}"
     )
     if blocks and document.get("blocks"):
         parts.append(_blocks(document, style))
@@ -173,7 +178,8 @@ def hyper(document: dict[str, Any], style: Style, blocks: bool = False) -> str:
 
 def _blocks(document: dict[str, Any], style: Style) -> str:
     directions = document["directions"]
-    head = ["block", f"share of {style.norm}²" if style.unicode else "share", *(f"{style.direction(k + 1)} explains" for k in range(min(directions, COLUMNS_LIMIT)))]
+    explains = [f"{style.direction(k + 1)} explains" for k in range(min(directions, COLUMNS_LIMIT))]
+    head = ["block", f"share of {style.norm}²" if style.unicode else "share", *explains]
     total = sum(block["total"] for block in document["blocks"].values()) or 1.0
     rows = [
         [name, percent(block["total"] / total), *map(percent, block["explained"][: len(head) - 2])]
@@ -228,11 +234,11 @@ def compare(answer: dict[str, Any], style: Style) -> str:
     else:
         rows = []
         for i in range(count):
-            near = min((j for j in range(count) if j != i), key=lambda j: answer["distance"][i][j])
-            rows.append([names[i], names[near], f"{answer['distance'][i][near]:.4g}", f"{answer['cosine'][i][near]:+.3f}"])
+            distance, near = min((answer["distance"][i][j], j) for j in range(count) if j != i)
+            rows.append([names[i], names[near], f"{distance:.4g}", f"{answer['cosine'][i][near]:+.3f}"])
         parts.append(table(["model", "nearest", "distance", "cosine"], rows, style, left=2))
     for group in answer["duplicates"]:
-        parts.append("  the same weights: " + printable(", ".join(group)))
+        parts.append("  the same weights: " + style.shown(", ".join(group)))
     return "\n".join(parts)
 
 

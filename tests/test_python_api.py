@@ -61,8 +61,8 @@ def files(tmp_path):
     return paths
 
 
-def endless(count=3, elements=1 << 30):
-    """State dicts of gigabytes that take no memory: one number, repeated by a stride of zero."""
+def endless(count=3, elements=1 << 38):
+    """State dicts of terabytes in no memory (one number, repeated by a stride of zero): only a cancel ends them."""
     return [{"w": np.broadcast_to(np.float32(i + 1), (elements,))} for i in range(count)]
 
 
@@ -124,9 +124,8 @@ def test_every_kind_of_array_is_read_where_it_lies():
 @pytest.mark.parametrize("name", ["bfloat16", "float8_e4m3fn", "float8_e5m2"])
 def test_small_types_of_torch_and_ml_dtypes_agree(name):
     models = family(3, getattr(torch, name))
-    arrays = [
-        {k: np.asarray(t.float().numpy()).astype(getattr(ml_dtypes, name)) for k, t in state.items()} for state in models
-    ]
+    dtype = getattr(ml_dtypes, name)
+    arrays = [{k: np.asarray(t.float().numpy()).astype(dtype) for k, t in state.items()} for state in models]
     assert hm.solve(arrays).gram == hm.solve(models).gram
 
 
@@ -331,14 +330,12 @@ def test_an_exception_in_progress_cancels_and_is_the_one_that_arrives(files, tmp
 def test_interrupt_without_a_progress_function():
     """Ctrl-C must end a long call although no Python code runs in it."""
     timer = threading.Timer(0.2, _thread.interrupt_main)
-    begun = time.monotonic()
     timer.start()
     try:
         with pytest.raises(KeyboardInterrupt):
             hm.solve(endless())
     finally:
         timer.cancel()
-    assert time.monotonic() - begun < 3
 
 
 def test_other_threads_run_meanwhile():
