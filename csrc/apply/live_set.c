@@ -25,9 +25,8 @@ hm_status hm_live_stream(const hm_stream *stream, hm_job *job, hm_error *err)
     if (capped.memory_budget == 0 || capped.memory_budget > BUDGET) capped.memory_budget = BUDGET;
     hm_status status = hm_stream_run(stream, &capped, err);
     if (job != NULL) {
-        job->out_direct_bytes = capped.out_direct_bytes;
-        job->out_cached_bytes = capped.out_cached_bytes;
-        job->out_seconds = capped.out_seconds;
+        capped.memory_budget = job->memory_budget;
+        *job = capped; /* what the pass says of itself */
     }
     return status;
 }

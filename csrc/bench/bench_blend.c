@@ -1,7 +1,7 @@
 /* Speed of the blend kernel on operands much larger than the caches, against a copy by stores past the caches of the
  * same total number of bytes, which is what the memory can do.
  *
- *     bench_blend [numbers in millions, 200] [rounds, 7] [part of a name]
+ *     bench_blend [numbers in millions, 200] [rounds, 7] [part of a line's name]
  *
  * Threads take chunks off a counter, as the callers of the kernel do.  The blend and its copy take turns, so that both
  * see the same neighbours; the table gives medians, the best round, the median of the ratios of the rounds and the
@@ -103,8 +103,12 @@ static double median(double *x, int count)
     return x[count / 2];
 }
 
-static void measure(work *w, const char *name, unsigned threads, int rounds)
+static void measure(work *w, const char *name, unsigned threads, int rounds, const char *filter)
 {
+    char line[64];
+    snprintf(line, sizeof line, "%-9s %-12s K=%zu %-6s %u thr", w->k->name, name, w->directions,
+             w->stream ? "stream" : "plain", threads);
+    if (strstr(line, filter) == NULL) return;
     double rate[MAX_ROUNDS], copy[MAX_ROUNDS], ratio[MAX_ROUNDS];
     size_t bytes = type_bytes[w->to];
     for (size_t p = 0; p <= w->directions; p++) bytes += type_bytes[w->from[p]];
@@ -116,9 +120,8 @@ static void measure(work *w, const char *name, unsigned threads, int rounds)
     }
     double middle = median(rate, rounds), copy_middle = median(copy, rounds), ratio_middle = median(ratio, rounds);
     double best = rate[rounds - 1], copy_best = copy[rounds - 1];
-    printf("%-9s %-12s K=%zu %-6s %u thr %8.1f (best %5.1f) %8.1f (best %5.1f) %6.0f %% (best %3.0f %%)\n", w->k->name,
-           name, w->directions, w->stream ? "stream" : "plain", threads, middle, best, copy_middle, copy_best,
-           100 * ratio_middle, 100 * best / copy_best);
+    printf("%-43s %5.1f (best %5.1f)   %5.1f (best %5.1f)   %3.0f %% (best %3.0f %%)\n", line, middle, best, copy_middle,
+           copy_best, 100 * ratio_middle, 100 * best / copy_best);
     fflush(stdout);
 }
 
@@ -149,9 +152,8 @@ int main(int argc, char **argv)
         const uint16_t half = (uint16_t)(0x2000 + i * 7919 % 0x1000); /* not subnormal in any type */
         memcpy(memory + 2 * i, &half, 2);
     }
-    printf("medians in GB/s                          blend                 copy                 of the copy\n");
+    printf("%-43s %-18s   %-18s   %s\n", "medians, GB/s", "blend", "copy", "blend / copy");
     for (size_t i = 0; i < sizeof kinds / sizeof kinds[0]; i++) {
-        if (strstr(kinds[i].name, filter) == NULL) continue;
         for (const hm_kernels *const *k = hm_kernels_all(); *k != NULL; k++) {
             for (size_t directions = 1; directions <= MAX_DIRECTIONS; directions *= 2) {
                 for (int stream = 1; stream >= 0; stream--) {
@@ -163,7 +165,7 @@ int main(int argc, char **argv)
                             w.operands[p] = memory + stride * p;
                             w.from[p] = p > 0 ? kinds[i].directions : kinds[i].base;
                         }
-                        measure(&w, kinds[i].name, threads, rounds);
+                        measure(&w, kinds[i].name, threads, rounds, filter);
                     }
                 }
             }

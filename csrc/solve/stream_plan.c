@@ -33,6 +33,7 @@ void hm_item_limits_set(hm_item_limits *limits, const hm_stream *stream, uint64_
     uint64_t fits = slot_bytes / per_element, most = (LARGEST_READ - READ_SLACK) / widest;
     size_t elements = round_down((size_t)(fits < most ? fits : most), HM_STREAM_CUT);
     if (elements < HM_STREAM_CUT) elements = HM_STREAM_CUT;
+    limits->elements = elements;
     limits->row_bytes = round_down(elements * widest + READ_SLACK + PAGE_BYTES, PAGE_BYTES);
     if (limits->row_bytes < SMALLEST_ROW) limits->row_bytes = SMALLEST_ROW;
     size_t cut = stream->cut_bytes + HM_STREAM_CUT * stream->result_element_bytes;
@@ -95,11 +96,21 @@ static size_t room_for_results(const hm_item_planner *planner, size_t used, uint
     return free_bytes / cut * HM_STREAM_CUT;
 }
 
+/* Tensors in memory fill no buffer, yet items must stay small: they are what is shared out among the threads, and progress
+ * and cancel happen between them. */
+static size_t limits_in_memory(const hm_item_planner *planner)
+{
+    for (size_t r = 0; r < planner->stream->row_count; r++)
+        if (planner->stream->rows[r].source->path == NULL) return planner->limits.elements;
+    return SIZE_MAX;
+}
+
 bool hm_item_next(hm_item_planner *planner, hm_item *item)
 {
     const hm_stream *stream = planner->stream;
     size_t last_read[HM_STREAM_ROWS], filled[HM_STREAM_ROWS];
     for (size_t r = 0; r < stream->row_count; r++) last_read[r] = SIZE_MAX, filled[r] = 0;
+    size_t in_memory = limits_in_memory(planner); /* elements that rows in memory may still take */
     item->segment_count = item->read_count = 0;
     item->result_bytes = 0;
     item->bytes = 0;
@@ -121,8 +132,7 @@ bool hm_item_next(hm_item_planner *planner, hm_item *item)
             size_t fits = room_in_row(planner, item, last_read, filled, r, tensor, planner->start);
             if (fits < room) room = fits;
         }
-        /* Results of tensors in memory need no read buffer, but items must stay small for progress and cancel. */
-        if (room > LARGEST_READ) room = LARGEST_READ;
+        if (room > in_memory) room = in_memory;
         size_t count = left <= room ? (size_t)left : round_down(room, HM_STREAM_CUT);
         if (count == 0) break;
 
@@ -141,6 +151,7 @@ bool hm_item_next(hm_item_planner *planner, hm_item *item)
         }
         item->result_bytes =
             result_at + hm_stream_cuts(count) * stream->cut_bytes + count * stream->result_element_bytes;
+        if (in_memory != SIZE_MAX) in_memory -= count < in_memory ? count : in_memory;
         planner->start += count;
     }
     return item->segment_count > 0;

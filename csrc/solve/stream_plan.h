@@ -8,6 +8,7 @@
 #define HM_ITEM_READS 512
 
 typedef struct hm_item_limits {
+    size_t elements;     /* of one item, roughly */
     size_t row_bytes;    /* buffer per row */
     size_t result_bytes; /* per item */
 } hm_item_limits;
