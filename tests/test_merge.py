@@ -88,13 +88,25 @@ def test_models_of_different_types_take_the_type_of_the_carrier(tmp_path):
             assert out[name].dtype == dtype and out[name].same(expected(file, name, [0.5], file.weights()))
 
 
-def test_overflow_becomes_infinity_in_f16_and_saturates_in_fp8(tmp_path):
-    for dtype, largest in (("F16", np.inf), ("F8_E4M3", 448.0), ("F8_E5M2", 57344.0)):
+def test_fp8_saturates(tmp_path):
+    for dtype, largest in (("F8_E4M3", 448.0), ("F8_E5M2", 57344.0)):
         models = [{"layers.0.weight": tensor(np.array([100.0, -100.0, 1.0]) * s, dtype)} for s in (1, 2, 3)]
         path, file = make(tmp_path, models, name=dtype)
         out = merged(path, [1000], tmp_path / f"{dtype}.safetensors").model["layers.0.weight"]
         assert out.same(expected(file, "layers.0.weight", [1000], file.weights()))
         assert np.abs(out.f64()[:2]).tolist() == [largest, largest]
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_a_blend_that_does_not_fit_into_f16_is_refused(tmp_path, refused, exact):
+    """Infinities in a checkpoint would make black pictures."""
+    models = [{"layers.0.weight": tensor(np.array([1.0, -100.0 * s, 1.0]), "F16")} for s in (1, 2, 3)]
+    path, _ = make(tmp_path, models)
+    inputs = ("--exact", "m0.safetensors", "m1.safetensors", "m2.safetensors") if exact else ()
+    line = refused(tmp_path, "merge", path.name, "--at", "1000", "-o", "y.safetensors", *inputs)
+    assert "layers.0.weight" in line and "index 1" in line and "--dtype" in line
+    out = merged(path, [1000], tmp_path / "y.safetensors", dtype="bf16").model["layers.0.weight"].f64()
+    assert np.isfinite(out).all() and abs(out[1]) > 65504
 
 
 # ---- blocks ----------------------------------------------------------------------------------------------------------------
@@ -188,6 +200,33 @@ def test_an_unsaved_hyper_model_merges_exactly(tmp_path):
     hm.solve(paths).merge([0.3, -0.2], tmp_path / "unsaved.safetensors", blocks={"*.bias": [1]})
     saved = merged(path, [0.3, -0.2], tmp_path / "saved.safetensors", exact=paths, blocks={"*.bias": [1]})
     assert saved.data_sha256 == oracle.read(tmp_path / "unsaved.safetensors").data_sha256
+
+
+@pytest.mark.parametrize("base", ["mean", "file", "none"])
+def test_what_the_seeds_updates_found_is_stored_as_well(tmp_path, base):
+    """ALS, with weights: stored directions and exact blends say the same, and so do projections."""
+    models = family(5, seed=49)
+    paths = save(tmp_path, models)
+    origin = paths[0] if base == "file" else base
+    path, file = make(tmp_path, models, paths=paths[1:], base=origin, method="als", weights=(1, 2, 3, 4))
+    stored = merged(path, [0.4, -0.3], tmp_path / "stored.safetensors").model
+    exact = merged(path, [0.4, -0.3], tmp_path / "exact.safetensors", exact=paths[1:]).model
+    for name in SHAPES:
+        assert stored[name].f64() == pytest.approx(exact[name].f64(), abs=1e-6)
+    for m, member in enumerate(file.document["members"]):
+        assert member["residual_stored"] == pytest.approx(member["residual"], abs=1e-5)
+        assert hm.load(path).project(paths[m + 1]).residual == pytest.approx(member["residual"], abs=2e-3)
+
+
+def test_the_base_may_be_the_mean_of_another_hyper_model(tmp_path):
+    models = family(5, seed=50, dtypes="F16")
+    paths = save(tmp_path, models)
+    base, _ = make(tmp_path, models, name="base", paths=paths[:3], save_options={"base_low": True})
+    path, file = make(tmp_path, models, paths=paths[1:], base=base)
+    out = merged(path, [0.5], tmp_path / "y.safetensors").model
+    assert set(out) == set(SHAPES)
+    for name in SHAPES:
+        assert out[name].same(expected(file, name, [0.5], oracle.read(base).weights()))
 
 
 def test_exact_needs_the_very_models_in_their_order(tmp_path):
@@ -319,7 +358,31 @@ def test_project_by_the_command_line_and_from_memory(tmp_path, cli):
         assert found.residual == pytest.approx(entry["residual"], rel=1e-9) and found.name == "here"
 
 
-def test_the_blend_of_an_hyper_model_lies_where_it_was_made(tmp_path):
+@pytest.mark.parametrize("how", ["globs", "common"])
+def test_only_what_was_merged_is_projected(tmp_path, how):
+    models = with_vae(family(4, seed=56, dtypes="F16"))
+    if how == "globs":
+        options = {"include": [UNET + "*"], "exclude": ["*.bias"]}
+    else:
+        options = {"common": True}
+        models[2] = {name: item for name, item in models[2].items() if not name.startswith("cond") and "bias" not in name}
+    paths = save(tmp_path, models)
+    hyper = hm.solve(paths[:3], **options)
+    hyper.save(tmp_path / "x.hyper.safetensors")
+    names = [name for name in SHAPES if name.startswith(UNET) and "bias" not in name]
+    rows = oracle.stacked(models, names)
+    truth = oracle.solve(rows[:3])
+    newcomers = [*paths, {name: models[3][name].stored for name in names}]
+    for x, row in zip(newcomers, [*rows, rows[3]]):
+        wanted, *_ = np.linalg.lstsq(truth.directions.T, row - truth.base, rcond=None)
+        for found in (hyper, hm.load(tmp_path / "x.hyper.safetensors")):
+            if isinstance(x, dict) and found is hyper and how == "common":
+                continue  # a solved one looks for what its inputs share, and this one would change that
+            assert found.project(x).multipliers == pytest.approx(wanted, abs=3e-3)
+            assert found.project(x).norm == pytest.approx(np.linalg.norm(row - truth.base), rel=1e-3)
+
+
+def test_the_blend_of_a_hyper_model_lies_where_it_was_made(tmp_path):
     models = family(5, seed=57, dtypes="F16")
     path, file = make(tmp_path, models)
     for at in ([0.4, -0.3], [0, 0], [2, 1]):
@@ -394,6 +457,14 @@ def test_a_recipe_per_block(tmp_path, cli):
         assert answer["blocks"][block]["weights"] == pytest.approx(recipes["input"], abs=1e-3)
         assert answer["blocks"][block]["residual"] < 0.02
     assert answer["blocks"]["middle_block"]["weights"] == pytest.approx(recipes["other"], abs=1e-3)
+
+
+def test_a_recipe_is_found_for_a_denoiser_alone(tmp_path):
+    models = family(3, seed=61, dtypes="F16")
+    paths = save(tmp_path, models)
+    mixed = {name: item for name, item in mixture(models, [0.25, 0.75, 0]).items() if name.startswith(UNET)}
+    oracle.write(tmp_path / "mix.safetensors", mixed)
+    assert hm.recover(tmp_path / "mix.safetensors", paths)["weights"] == pytest.approx([0.25, 0.75, 0], abs=1e-3)
 
 
 def test_recovery_with_equal_parents_and_one_parent(tmp_path):

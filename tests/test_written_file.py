@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 
 import numpy as np
 import pytest
@@ -186,18 +187,18 @@ def test_base_low_is_there_exactly_when_rounding_costs_more_than_one_percent(tmp
         assert left <= LOW_COST
 
 
-@pytest.mark.parametrize("dtype", ["F16", "BF16"])
-def test_base_low_brings_the_cost_back(tmp_path, dtype):
-    """|Δ|/|W| = 0.1 %, where a rounded mean alone costs more than any direction explains."""
-    models = family(8, seed=26, delta=0.0018, dtypes="F32")
-    file = solve_and_save(tmp_path, models, dtype={"F16": "fp16", "BF16": "bf16"}[dtype])
+@pytest.mark.parametrize("dtype, asked, size", [("F16", "fp16", 0.001), ("BF16", "bf16", 0.002)])
+def test_base_low_brings_the_cost_back(tmp_path, dtype, asked, size):
+    """f32 models whose smallest Δ is `size` of |W|: f16 loses a fifth of it, bf16 more than three quarters."""
+    models = family(8, seed=26, delta=1.8 * size, dtypes="F32")
+    file = solve_and_save(tmp_path, models, dtype=asked)
     truth = oracle.solve(oracle.stacked(models, list(SHAPES)))
     smallest = np.linalg.norm(truth.delta, axis=1).min()
-    assert smallest / np.linalg.norm(truth.base) == pytest.approx(0.001, rel=0.1), "choose another delta"
+    assert smallest / np.linalg.norm(truth.base) == pytest.approx(size, rel=0.1), "choose another delta"
     without, with_low = (
         np.linalg.norm(truth.base - stored_base(file, file.weights(), list(SHAPES), low)) / smallest for low in (False, True)
     )
-    assert without > LOW_THRESHOLD and with_low <= LOW_COST
+    assert without > 0.15 and with_low <= LOW_COST
     check_numbers(file, models)
 
 
@@ -212,15 +213,22 @@ def test_base_low_on_request(tmp_path):
 
 def test_rounding_counts_for_tensors_that_are_equal_in_all_models_too(tmp_path):
     """f32 models that differ in one small tensor only, written as f16: the cost is in the others, and is brought back."""
-    models = family(3, seed=28, delta=0.001)
-    moving = "model.diffusion_model.output_blocks.3.0.bias"
+    models = family(3, seed=28, delta=0.003)
+    different = "model.diffusion_model.middle_block.0.weight"
     for model in models[1:]:
-        model.update({name: item for name, item in models[0].items() if name != moving})
+        model.update({name: item for name, item in models[0].items() if name != different})
     file = solve_and_save(tmp_path, models, dtype="fp16")
     truth = check_numbers(file, models)
-    assert [name for name in SHAPES if file.direction(1, name) is not None] == [moving]
+    assert [name for name in SHAPES if file.direction(1, name) is not None] == [different]
     smallest = np.linalg.norm(truth.delta, axis=1).min()
-    assert np.linalg.norm(truth.base - stored_base(file, file.weights(), list(SHAPES))) / smallest <= LOW_COST
+    without, with_low = (
+        np.linalg.norm(truth.base - stored_base(file, file.weights(), list(SHAPES), low)) / smallest for low in (False, True)
+    )
+    assert without > LOW_THRESHOLD and with_low <= LOW_COST
+    # What merge gives is this base, too.
+    hm.load(tmp_path / "x.hyper.safetensors").merge([], tmp_path / "y.safetensors", dtype="fp32")
+    out = oracle.read(tmp_path / "y.safetensors").model
+    assert np.linalg.norm(truth.base - flat(out[name].f64() for name in SHAPES)) / smallest <= LOW_COST
 
 
 # ---- what the file contains ------------------------------------------------------------------------------------------------
@@ -265,9 +273,12 @@ def test_what_is_not_merged_comes_from_the_carrier_byte_by_byte(tmp_path, dtype,
     assert not any(name.startswith("model_ema.") for name in file.model)
     check_numbers(file, models)
     check_layout(file)
-    asked = solve_and_save(tmp_path, models, carrier=carrier, dtype="fp32")
-    assert asked.model["some.mask"].same(models[0]["some.mask"])
-    assert asked.model["num_steps"].same(models[carrier or 0]["num_steps"])
+    for asked in ("fp16", "fp32"):  # which is the type of what is merged
+        file = solve_and_save(tmp_path, models, carrier=carrier, dtype=asked)
+        hm.load(tmp_path / "x.hyper.safetensors").merge([1], tmp_path / "y.safetensors", dtype="bf16")
+        for written in (file.model, oracle.read(tmp_path / "y.safetensors").model):
+            for name in COPIED:
+                assert written[name].same(models[carrier or 0][name]), name
 
 
 def test_the_base_file_is_the_carrier(tmp_path):
@@ -337,6 +348,48 @@ def test_the_hash_of_the_header_identifies_an_input(tmp_path):
         length = struct.unpack("<Q", raw[:8])[0]
         assert member["header_hash"] == hashlib.sha256(raw[: 8 + length]).hexdigest()
         assert member["name"] == path.stem
+
+
+def test_names_that_need_escapes(tmp_path):
+    names = ['a"b\\c', "ü.weight", "tab\tx", "new\nline", '{"x"}', "*glob[", "  ", "x.lora_uq", "del\x7f", "\U0001f600", "hypermerge"]
+    models = family(3, seed=40, dtypes="F16", shapes={name: (5, 3) for name in names})
+    file = solve_and_save(tmp_path, models)
+    check_numbers(file, models, shapes={name: (5, 3) for name in names})
+    hm.load(tmp_path / "x.hyper.safetensors").merge([0.5, 0.5], tmp_path / "y.safetensors")
+    out = oracle.read(tmp_path / "y.safetensors").model
+    assert set(out) == set(names)
+    for name in names:
+        directions = [file.direction(k, name) for k in (1, 2)]
+        assert out[name].same(oracle.blend(file.model[name], file.low(name), directions, [0.5, 0.5], "F16"))
+
+
+def test_a_name_too_long_for_a_direction_is_refused(tmp_path):
+    models = family(3, seed=40, shapes={"net." + "x" * 5000: (5,), "net.b": (3,)})
+    with pytest.raises(hm.Error, match="net.xxx.*too long"):
+        hm.solve(save(tmp_path, models)).save(tmp_path / "x.hyper.safetensors")
+    assert not (tmp_path / "x.hyper.safetensors").exists()
+
+
+def test_the_document_of_many_models_and_blocks_still_fits(tmp_path):
+    models = family(64, seed=40, shapes={f"net.layers.{i}.weight": (16,) for i in range(80)})
+    file = solve_and_save(tmp_path, models, directions=5)
+    assert len(file.metadata["hypermerge"]) <= 4 << 20  # what a reader accepts
+    blocks = file.document["blocks"]
+    assert len(blocks) == 80 and all(len(block["explained"]) == 5 for block in blocks.values())
+    hm.load(tmp_path / "x.hyper.safetensors").merge([1], tmp_path / "y.safetensors")
+
+
+def test_twenty_thousand_tensors_take_seconds(tmp_path):
+    """Anything quadratic in the names would take minutes."""
+    shapes = {f"net.layers.{i // 100}.p{i}.weight": (3,) for i in range(20_000)}
+    paths = save(tmp_path, family(3, seed=40, dtypes="F16", shapes=shapes, strengths=(1.0,)))
+    begun = time.monotonic()
+    hm.solve(paths).save(tmp_path / "x.hyper.safetensors")
+    hyper = hm.load(tmp_path / "x.hyper.safetensors")
+    hyper.merge([1], tmp_path / "y.safetensors", carrier=paths[1], blocks={"*9*": [0]})
+    hyper.merge([1], tmp_path / "y.safetensors", exact=paths)
+    hyper.project(paths[0])
+    assert time.monotonic() - begun < 20
 
 
 # ---- the base apart ----------------------------------------------------------------------------------------------------------

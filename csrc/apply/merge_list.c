@@ -44,7 +44,7 @@ static void add_copied(hm_merge_list *list, hm_source *from, uint32_t index)
         (hm_merge_tensor){.like = *tensor, .own = tensor->name, .copy_from = from, .copy_index = index};
 }
 
-static void list_opened(hm_merge_list *list, hm_hyper *hyper)
+static void list_opened(hm_merge_list *list, hm_hyper *hyper, const hm_merge_options *options)
 {
     static const char first_prefix[] = HM_PREFIX_DIRECTION "1.";
     hm_source *base = hyper->base_file != NULL ? hyper->base_file : hyper->file;
@@ -59,8 +59,10 @@ static void list_opened(hm_merge_list *list, hm_hyper *hyper)
     if (hyper->base != HM_BASE_NONE) return;
     for (uint32_t i = 0; i < hyper->file->header.count; i++) { /* without W̃ the directions alone name what is merged */
         const hm_tensor_info *tensor = &hyper->file->header.tensors[i];
-        if (strncmp(tensor->name, first_prefix, sizeof first_prefix - 1) == 0)
-            add_blended(list, tensor, tensor->name + sizeof first_prefix - 1);
+        if (strncmp(tensor->name, first_prefix, sizeof first_prefix - 1) != 0) continue;
+        const char *name = tensor->name + sizeof first_prefix - 1;
+        const hm_tensor_info *input = options->exact_count > 0 ? hm_source_find(options->exact[0], name) : NULL;
+        add_blended(list, input != NULL ? input : tensor, name); /* fp8 inputs have f16 directions */
     }
 }
 
@@ -145,7 +147,7 @@ static hm_status list_tensors(hm_merge_list *list, hm_hyper *hyper, const hm_mer
     if (hyper->plan != NULL)
         list_solved(list, hyper);
     else
-        list_opened(list, hyper);
+        list_opened(list, hyper, options);
     if (options->carrier != NULL) HM_TRY(apply_carrier(list, options->carrier, err));
     if (options->vae != NULL) HM_TRY(apply_vae(list, options->vae, err));
     hm_dtype asked = options->dtype == HM_DTYPE_KEEP && hyper->plan != NULL ? hyper->dtype : options->dtype;

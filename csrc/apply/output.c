@@ -139,6 +139,10 @@ static void read_back_tick(void *arg)
     struct read_back *back = arg;
     hm_error error = {0};
     if (back->job == NULL || back->job->progress == NULL) return;
+    pthread_mutex_lock(&back->lock);
+    bool stopped = back->stopped;
+    pthread_mutex_unlock(&back->lock);
+    if (stopped) return; /* whoever cancelled is not asked again */
     if (back->job->progress(back->job->user, back->job->out_total_bytes, back->job->out_total_bytes) == 0) return;
     hm_fail(&error, HM_ERR_CANCELLED, NULL, NULL, "cancelled");
     stop_reading(back, &error);

@@ -42,7 +42,7 @@ static operand make_operand(hm_dtype dtype, unsigned ndim, const uint64_t *shape
     memset(o.memory, 0xee, o.bytes);
     if (how == 3)
         for (unsigned d = 0; d < ndim; d++) {
-            back += (uint64_t)o.info.strides[d] * (shape[d] - 1);
+            if (shape[d] > 0) back += (uint64_t)o.info.strides[d] * (shape[d] - 1);
             o.info.strides[d] = -o.info.strides[d];
         }
     o.info.data = o.memory + back * size;

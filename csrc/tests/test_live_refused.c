@@ -1,5 +1,4 @@
-/* What a live binding refuses, and that nothing is written then.  The files that say what is not true of themselves are
- * made here by hand. */
+/* What a live binding refuses, and that nothing is written then. */
 #include "tests/live_models.h"
 
 static const part parts[] = {
@@ -182,33 +181,6 @@ static void test_files(folder *f, const model_set *set)
     targets_end(&t);
 }
 
-/* W̃ of an integer type under a direction: the header is in order, the meaning is not. */
-static void test_integer_base(folder *f)
-{
-    static const char document[] =
-        "{\"version\":1,\"method\":\"exact\",\"base\":{\"kind\":\"mean\"},\"directions\":1,\"members\":["
-        "{\"name\":\"x\",\"multipliers\":[1],\"residual\":0,\"norm\":1},"
-        "{\"name\":\"y\",\"multipliers\":[-1],\"residual\":0,\"norm\":1}],"
-        "\"explained_variance_ratio\":[1],\"loss\":0,\"total\":2,\"blocks\":{},\"gram\":[[1,-1],[-1,1]]}";
-    static const spec tensors[] = {{"a.weight", HM_I64, {4, -1}, 1}, {"hypermerge.direction.1.a.weight", HM_F16, {4, -1}, 1}};
-    static const part one[] = {{"a.weight", 1, {4}, 0}};
-    const hm_meta meta = {"hypermerge", document};
-    const char *path = folder_file(f, "integer.hyper.safetensors"), *out = folder_file(f, "integer.safetensors");
-    hm_hyper *hyper = NULL;
-    hm_error err = {0};
-    const model_set set = {.parts = one, .part_count = 1};
-    targets t;
-    targets_begin(&t, &set, HM_F32, ROW_MAJOR);
-    CHECK(write_model(path, tensors, 2, &meta, 1));
-    if (!CHECK(hm_hyper_open(&hyper, path, NULL, 0, &err) == HM_OK)) fprintf(stderr, "    %s\n", err.message);
-    if (hyper != NULL) {
-        refuse_bind(hyper, &t, HM_ERR_FORMAT, "a.weight", "not of a floating-point type");
-        CHECK(hm_hyper_merge(hyper, out, NULL, NULL, &err) == HM_ERR_FORMAT); /* the same look-up serves both */
-    }
-    hm_hyper_close(hyper);
-    targets_end(&t);
-}
-
 int main(void)
 {
     folder f;
@@ -223,7 +195,6 @@ int main(void)
     }
     test_unsaved(&set);
     test_files(&f, &set);
-    test_integer_base(&f);
     hm_hyper_close(hyper);
     models_end(&set);
     folder_end(&f);
