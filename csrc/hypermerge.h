@@ -160,7 +160,7 @@ typedef struct hm_solve_options {
     const double *weights;  /* M values > 0, or NULL = all equal */
     hm_selection selection;
     unsigned carrier;       /* which input gives the tensors that are not merged (with HM_BASE_FILE the base does) */
-    hm_dtype dtype;         /* of floating-point tensors when saved (but not of buffers and flags); HM_DTYPE_KEEP */
+    hm_dtype dtype;         /* of the merged tensors when saved; HM_DTYPE_KEEP */
 } hm_solve_options;
 
 typedef struct hm_hyper hm_hyper; /* reference counted: a solved or an opened hyper-model */
@@ -185,6 +185,8 @@ size_t hm_hyper_directions(const hm_hyper *hyper); /* K */
 typedef struct hm_save_options {
     bool force;       /* replace a file that hyper-merge did not write */
     bool base_low;    /* store W̃ − round(W̃) even where it costs less than 1 % of the smallest Δ */
+    bool hash;        /* also record the sha256 of the data area; of a hyper-model it cannot be made while writing (W̃ and the
+                       * directions grow side by side), so this reads back most of the file */
     bool split;       /* W̃ as a plain checkpoint NAME.base.safetensors, the directions beside it */
 } hm_save_options;
 
@@ -203,7 +205,7 @@ typedef struct hm_merge_options {
     size_t at_count;            /* at most K */
     const hm_block_value *blocks; /* other multipliers for the tensors that match */
     size_t block_count;
-    hm_dtype dtype;             /* HM_DTYPE_KEEP */
+    hm_dtype dtype;             /* of the merged tensors; HM_DTYPE_KEEP */
     hm_source *const *exact;    /* the M inputs, in order: stream the blend from them instead of the stored directions */
     size_t exact_count;
     hm_source *carrier;         /* gives what is not merged; NULL = as solved */

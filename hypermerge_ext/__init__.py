@@ -5,6 +5,8 @@
     print(hyper.explained_variance_ratio, [member.multipliers for member in hyper.members])
     hyper.save("abc.hyper.safetensors")
     hyper.merge([0.4, -0.2], "blend.safetensors")
+    live = hyper.bind(model.state_dict())
+    live.set(0.4, -0.2)
 
 Models are paths, or state dicts of torch tensors or NumPy arrays, which are used where they lie.  Long calls let go of
 the GIL, call `progress(done_bytes, total_bytes)` and stop when it raises.  Errors are `Error` and its kinds.
@@ -21,6 +23,7 @@ except ImportError as reason:
     ) from reason
 
 from ._core import ArgumentError, Cancelled, Error, FormatError, MismatchError, Source
+from .live import Live, blend_
 from .model import HyperModel, Member, load, solve
 from .questions import compare, inspect, recover
 from .sources import source
@@ -33,10 +36,12 @@ __all__ = [
     "Error",
     "FormatError",
     "HyperModel",
+    "Live",
     "Member",
     "MismatchError",
     "Source",
     "__version__",
+    "blend_",
     "compare",
     "inspect",
     "load",

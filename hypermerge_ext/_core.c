@@ -71,6 +71,8 @@ static int module_exec(PyObject *module)
     if (state->source_type == NULL || PyModule_AddType(module, state->source_type) < 0) return -1;
     state->hyper_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &core_hyper_spec, NULL);
     if (state->hyper_type == NULL || PyModule_AddType(module, state->hyper_type) < 0) return -1;
+    state->live_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &core_live_spec, NULL);
+    if (state->live_type == NULL || PyModule_AddType(module, state->live_type) < 0) return -1;
     if (PyModule_AddIntConstant(module, "MAX_MEMBERS", HM_MAX_MEMBERS) < 0) return -1;
     return PyModule_AddStringConstant(module, "version", HM_VERSION);
 }
@@ -85,6 +87,7 @@ static int module_traverse(PyObject *module, visitproc visit, void *arg)
     Py_VISIT(state->argument_error);
     Py_VISIT(state->source_type);
     Py_VISIT(state->hyper_type);
+    Py_VISIT(state->live_type);
     return 0;
 }
 
@@ -98,6 +101,7 @@ static int module_clear(PyObject *module)
     Py_CLEAR(state->argument_error);
     Py_CLEAR(state->source_type);
     Py_CLEAR(state->hyper_type);
+    Py_CLEAR(state->live_type);
     return 0;
 }
 
@@ -114,6 +118,16 @@ static PyMethodDef module_methods[] = {
     {"solve", (PyCFunction)(void (*)(void))core_solve, METH_VARARGS | METH_KEYWORDS,
      "solve(sources, base, directions, method, weights, carrier, selection, dtype, job) -> Hyper"},
     {"open_hyper", core_open_hyper, METH_VARARGS, "open_hyper(path, folders) -> Hyper: a saved hyper-model."},
+    {"stored", core_stored, METH_O,
+     "stored(hyper) -> list of (name, shape, rows): what an opened hyper-model says of each tensor; rows is None where "
+     "nothing moves it, else the element types of W~, base_low, D_1 ... D_K, None for what is not there."},
+    {"read_stored", core_read_stored, METH_VARARGS,
+     "read_stored(hyper, name, row, start, count, address): reads elements of a row into memory of the caller's."},
+    {"bind", core_bind, METH_VARARGS,
+     "bind(hyper, targets, in_memory, keep_original, job) -> Live; each target as for borrow(), but under the name that "
+     "the hyper-model gives it."},
+    {"blend", core_blend, METH_VARARGS,
+     "blend(out, base, directions, at, threads): out = base + sum of at[k] directions[k], each as for borrow()."},
     {"compare", compare, METH_VARARGS, "compare(sources, selection, job) -> str: JSON."},
     {"recover", recover, METH_VARARGS, "recover(source, parents, selection, free_sum, blocks, job) -> str: JSON."},
     {"kernel_name", kernel_name, METH_NOARGS, "kernel_name() -> str: the kernels in use, \"avx2\" or \"portable\"."},

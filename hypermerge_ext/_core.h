@@ -1,4 +1,4 @@
-/* The binding's own header: what its four files share.  The binding is thin: it turns Python values into the structs of
+/* The binding's own header: what its files share.  The binding is thin: it turns Python values into the structs of
  * hypermerge.h, lets go of the GIL while the core works, and turns hm_error into exceptions.  Python's limited API of
  * 3.10 only; no static state, so that one process may load it under several names. */
 #ifndef HYPERMERGE_EXT_CORE_H
@@ -7,12 +7,14 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
+#include <stdbool.h>
+
 #include "hypermerge.h"
 
 /* What one loaded copy of the module owns. */
 typedef struct core_state {
     PyObject *error, *format_error, *mismatch_error, *cancelled, *argument_error;
-    PyTypeObject *source_type, *hyper_type;
+    PyTypeObject *source_type, *hyper_type, *live_type;
 } core_state;
 
 /* A Source: one reference to a core source, and whatever keeps borrowed tensors alive. */
@@ -21,6 +23,15 @@ typedef struct core_source {
     hm_source *source;
     PyObject *keepalive; /* any object, or NULL for files */
 } core_source;
+
+/* A Hyper: one reference to a core hyper-model.  The core lets several threads read one object but only one change it. */
+typedef struct core_hyper {
+    PyObject_HEAD
+    hm_hyper *hyper;
+    PyObject *sources; /* tuple: keeps the tensors alive which a solved hyper-model reads; NULL for an opened one */
+    unsigned readers;  /* both guarded by the GIL: core_hyper_enter */
+    bool writing;
+} core_hyper;
 
 core_state *core_state_of_type(PyTypeObject *type); /* of a type of ours; never NULL for its methods' self */
 
@@ -92,14 +103,35 @@ int core_dtype_get(hm_dtype *out, const core_state *state, PyObject *name);
 /* Borrows the core's source of a Source; None → NULL.  0, or -1 with an exception set. */
 int core_source_get(hm_source **out, const core_state *state, PyObject *object);
 
-/* ---- _core_source.c, _core_hyper.c: the types, and the module functions that make their objects ----------------- */
+/* (name, dtype, shape, strides in elements, address of element [0, …]) → *out; the name still belongs to the tuple. */
+int core_tensor_get(hm_tensor_info *out, const core_state *state, PyObject *tuple);
 
-extern PyType_Spec core_source_spec, core_hyper_spec;
+/* Multipliers per glob: a sequence of (glob, sequence of `directions` numbers). */
+typedef struct core_blocks {
+    hm_block_value *items;
+    core_doubles *at;
+    PyObject *owner; /* tuple of the pairs: holds the globs */
+    size_t count;
+} core_blocks;
+int core_blocks_get(core_blocks *out, const core_state *state, PyObject *sequence, size_t directions);
+void core_blocks_clear(core_blocks *blocks);
+
+/* Before and after a call on a hyper-model.  −1 with an exception set when another thread is in the way. */
+int core_hyper_enter(core_hyper *self, const core_state *state, bool writing);
+void core_hyper_exit(core_hyper *self);
+
+/* ---- _core_source.c, _core_hyper.c, _core_live.c: the types, and module functions that belong to them ------------ */
+
+extern PyType_Spec core_source_spec, core_hyper_spec, core_live_spec;
 
 PyObject *core_open_source(PyObject *module, PyObject *path);
 PyObject *core_borrow(PyObject *module, PyObject *args);
 PyObject *core_solve(PyObject *module, PyObject *args, PyObject *kwargs);
 PyObject *core_open_hyper(PyObject *module, PyObject *args);
+PyObject *core_bind(PyObject *module, PyObject *args);
+PyObject *core_blend(PyObject *module, PyObject *args);
+PyObject *core_stored(PyObject *module, PyObject *hyper);
+PyObject *core_read_stored(PyObject *module, PyObject *args);
 
 /* The end of tp_dealloc: frees an untracked object, and gives back the reference it holds to its type. */
 void core_free_object(PyObject *self);

@@ -1,19 +1,9 @@
 /* Hyper: a solved or an opened hyper-model. */
-#include <stdbool.h>
 #include <string.h>
 
 #include "_core.h"
 
-typedef struct core_hyper {
-    PyObject_HEAD
-    hm_hyper *hyper;
-    PyObject *sources; /* tuple: keeps the tensors alive which a solved hyper-model reads; NULL for an opened one */
-    /* The core lets several threads read one object but only one change it.  Both guarded by the GIL. */
-    unsigned readers;
-    bool writing;
-} core_hyper;
-
-static int hyper_enter(core_hyper *self, const core_state *state, bool writing)
+int core_hyper_enter(core_hyper *self, const core_state *state, bool writing)
 {
     if (self->writing || (writing && self->readers > 0)) {
         PyErr_SetString(state->error, "this hyper-model is being saved or used by another call; wait for its end");
@@ -26,7 +16,7 @@ static int hyper_enter(core_hyper *self, const core_state *state, bool writing)
     return 0;
 }
 
-static void hyper_exit(core_hyper *self)
+void core_hyper_exit(core_hyper *self)
 {
     if (self->writing)
         self->writing = false;
@@ -168,47 +158,39 @@ static PyObject *hyper_document(PyObject *object, PyObject *Py_UNUSED(ignored))
     char *text = NULL;
     hm_error error = {0};
     core_call call = {0};
-    if (hyper_enter(self, state, false) < 0) return NULL;
+    if (core_hyper_enter(self, state, false) < 0) return NULL;
     core_call_leave(&call);
     hm_status status = hm_hyper_document(self->hyper, &text, &error);
     int failed = core_call_return(&call, state, status, &error) < 0;
-    hyper_exit(self);
+    core_hyper_exit(self);
     return failed ? NULL : core_take_text(text);
 }
 
 static PyObject *hyper_save(PyObject *object, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"path", "force", "base_low", "split", "job", NULL};
+    static char *names[] = {"path", "force", "base_low", "split", "hash", "job", NULL};
     core_hyper *self = (core_hyper *)object;
     core_state *state = core_state_of_type(Py_TYPE(object));
     PyObject *path, *job;
-    int force, base_low, split, failed = 1;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O&pppO", names, PyUnicode_FSConverter, &path, &force, &base_low,
-                                     &split, &job))
+    int force, base_low, split, hash, failed = 1;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O&ppppO", names, PyUnicode_FSConverter, &path, &force, &base_low,
+                                     &split, &hash, &job))
         return NULL;
-    hm_save_options options = {.force = force != 0, .base_low = base_low != 0, .split = split != 0};
+    hm_save_options options = {.force = force != 0, .base_low = base_low != 0, .split = split != 0, .hash = hash != 0};
     hm_error error = {0};
     core_call call;
-    if (core_call_init(&call, job) == 0 && hyper_enter(self, state, true) == 0) {
+    if (core_call_init(&call, job) == 0 && core_hyper_enter(self, state, true) == 0) {
         core_call_leave(&call);
         hm_status status = hm_hyper_save(self->hyper, PyBytes_AsString(path), &options, &call.job, &error);
         failed = core_call_return(&call, state, status, &error) < 0;
-        hyper_exit(self);
+        core_hyper_exit(self);
     }
     Py_DECREF(path);
     if (failed) return NULL;
     Py_RETURN_NONE;
 }
 
-/* Multipliers per glob: a sequence of (glob, sequence of `directions` numbers). */
-typedef struct block_values {
-    hm_block_value *items;
-    core_doubles *at;
-    PyObject *owner; /* tuple of the pairs: holds the globs */
-    size_t count;
-} block_values;
-
-static void block_values_clear(block_values *blocks)
+void core_blocks_clear(core_blocks *blocks)
 {
     for (size_t i = 0; i < blocks->count; i++) core_doubles_clear(&blocks->at[i]);
     PyMem_Free(blocks->at);
@@ -217,7 +199,7 @@ static void block_values_clear(block_values *blocks)
     memset(blocks, 0, sizeof *blocks);
 }
 
-static int block_values_get(block_values *out, const core_state *state, PyObject *sequence, size_t directions)
+int core_blocks_get(core_blocks *out, const core_state *state, PyObject *sequence, size_t directions)
 {
     memset(out, 0, sizeof *out);
     out->owner = PySequence_Tuple(sequence);
@@ -247,7 +229,7 @@ static int block_values_get(block_values *out, const core_state *state, PyObject
     }
     return 0;
 fail:
-    block_values_clear(out);
+    core_blocks_clear(out);
     return -1;
 }
 
@@ -260,7 +242,7 @@ static PyObject *hyper_merge(PyObject *object, PyObject *args, PyObject *kwargs)
     int force, failed = 1;
     hm_merge_options options = {0};
     core_doubles at = {0};
-    block_values blocks = {0};
+    core_blocks blocks = {0};
     core_sources exact = {0};
     core_call call;
     hm_error error = {0};
@@ -269,9 +251,9 @@ static PyObject *hyper_merge(PyObject *object, PyObject *args, PyObject *kwargs)
         return NULL;
     if (core_call_init(&call, job) < 0 || core_dtype_get(&options.dtype, state, dtype) < 0 ||
         core_doubles_get(&at, at_list) < 0 ||
-        block_values_get(&blocks, state, block_list, hm_hyper_directions(self->hyper)) < 0 ||
+        core_blocks_get(&blocks, state, block_list, hm_hyper_directions(self->hyper)) < 0 ||
         core_sources_get(&exact, state, exact_list) < 0 || core_source_get(&options.carrier, state, carrier) < 0 ||
-        core_source_get(&options.vae, state, vae) < 0 || hyper_enter(self, state, false) < 0)
+        core_source_get(&options.vae, state, vae) < 0 || core_hyper_enter(self, state, false) < 0)
         goto done;
     options.at = at.items;
     options.at_count = at.count;
@@ -283,10 +265,10 @@ static PyObject *hyper_merge(PyObject *object, PyObject *args, PyObject *kwargs)
     core_call_leave(&call);
     hm_status status = hm_hyper_merge(self->hyper, PyBytes_AsString(path), &options, &call.job, &error);
     failed = core_call_return(&call, state, status, &error) < 0;
-    hyper_exit(self);
+    core_hyper_exit(self);
 done:
     core_sources_clear(&exact);
-    block_values_clear(&blocks);
+    core_blocks_clear(&blocks);
     core_doubles_clear(&at);
     Py_DECREF(path);
     if (failed) return NULL;
@@ -302,14 +284,14 @@ static PyObject *hyper_project(PyObject *object, PyObject *args)
     core_call call;
     if (!PyArg_ParseTuple(args, "O!O", state->source_type, &newcomer, &job)) return NULL;
     if (core_source_get(&x, state, newcomer) < 0 || core_call_init(&call, job) < 0 ||
-        hyper_enter(self, state, false) < 0)
+        core_hyper_enter(self, state, false) < 0)
         return NULL;
     char *text = NULL;
     hm_error error = {0};
     core_call_leave(&call);
     hm_status status = hm_hyper_project(self->hyper, x, &text, &call.job, &error);
     int failed = core_call_return(&call, state, status, &error) < 0;
-    hyper_exit(self);
+    core_hyper_exit(self);
     if (failed) {
         hm_free(text);
         return NULL;
@@ -330,7 +312,7 @@ static PyObject *hyper_directions(PyObject *object, void *Py_UNUSED(closure))
 static PyMethodDef hyper_methods[] = {
     {"document", hyper_document, METH_NOARGS, "document() -> str: the hypermerge metadata document, as JSON."},
     {"save", (PyCFunction)(void (*)(void))hyper_save, METH_VARARGS | METH_KEYWORDS,
-     "save(path, force, base_low, split, job): writes a solved hyper-model."},
+     "save(path, force, base_low, split, hash, job): writes a solved hyper-model."},
     {"merge", (PyCFunction)(void (*)(void))hyper_merge, METH_VARARGS | METH_KEYWORDS,
      "merge(path, at, blocks, dtype, exact, carrier, vae, force, job): writes one blend as a checkpoint."},
     {"project", hyper_project, METH_VARARGS, "project(source, job) -> str: coordinates of a newcomer, as JSON."},

@@ -47,8 +47,7 @@ static int read_dims(PyObject *tuple, int64_t *out, const char *tensor)
     return count;
 }
 
-/* (name, dtype, shape, strides, address) → *out; the name still belongs to the tuple. */
-static int read_tensor(hm_tensor_info *out, const core_state *state, PyObject *tuple)
+int core_tensor_get(hm_tensor_info *out, const core_state *state, PyObject *tuple)
 {
     PyObject *dtype, *shape, *strides, *address;
     int64_t dims[HM_MAX_DIMS];
@@ -92,7 +91,7 @@ PyObject *core_borrow(PyObject *module, PyObject *args)
     int failed = tensors == NULL;
     if (failed) PyErr_NoMemory();
     for (size_t i = 0; i < count && !failed; i++)
-        failed = read_tensor(&tensors[i], state, PyTuple_GetItem(given, (Py_ssize_t)i)) < 0;
+        failed = core_tensor_get(&tensors[i], state, PyTuple_GetItem(given, (Py_ssize_t)i)) < 0;
     if (!failed) {
         hm_error error = {0};
         failed = hm_source_borrow(&source, name, tensors, count, &error) != HM_OK;

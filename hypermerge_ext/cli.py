@@ -97,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--weights", type=_numbers, action="extend", metavar="W,…", help="one number > 0 per model")
     selection(made)
     made.add_argument("--dtype", choices=dtypes, help="of the merged tensors (as in the first model)")
-    made.add_argument("--hash", action="store_true", help="also record each file's sha256 (reads it once more)")
+    made.add_argument("--hash", action="store_true", help="also record the sha256 of each file and of what is written (reads them once more)")
     made.add_argument("--split", action="store_true", help="write the base as a plain checkpoint beside the directions")
     made.add_argument("--force", action="store_true", help="replace a file that hyper-merge did not write")
 
@@ -269,7 +269,7 @@ def _solve(run: _Run) -> None:
         )
     run.verbose("measuring", hyper.statistics)
     with Bar("writing") as progress:
-        hyper.save(args.output, force=args.force, split=args.split, progress=progress, **run.limits())
+        hyper.save(args.output, force=args.force, split=args.split, hash=args.hash, progress=progress, **run.limits())
     run.verbose("writing", hyper.statistics)
     document = hyper.document
     if args.json:

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 from . import _core
 from ._core import ArgumentError, Source
+from .live import Live, bind
+from .names import Names
 from .sources import Model, Progress, job, out_dtype, source, source_list
 
 
@@ -35,6 +37,9 @@ class HyperModel:
     def __init__(self, core: _core.Hyper, statistics: dict[str, float] | None = None) -> None:
         self._core = core
         self._document: dict[str, Any] | None = None
+        self._folders: list[str] = []  # where the base may be that a saved file only names
+        self._saved: _core.Hyper | None = None  # what save wrote
+        self._hash = False  # hashes were asked for
         self.statistics: dict[str, float] = statistics if statistics is not None else {}
         """Of the latest pass over files: bytes read past and through the page cache, seconds."""
 
@@ -95,6 +100,7 @@ class HyperModel:
         force: bool = False,
         split: bool = False,
         base_low: bool = False,
+        hash: bool | None = None,
         memory_budget: int | None = None,
         threads: int | None = None,
         progress: Progress | None = None,
@@ -103,10 +109,13 @@ class HyperModel:
 
         force: replace a file that hyper-merge did not write.  split: the base as a plain checkpoint beside it.
         base_low: store what rounding takes from the base even where it costs less than 1 % of the smallest Δ.
+        hash: record the sha256 of the data area too, which reads back most of what was written; None = as in solve.
         Raises Error; ArgumentError when `path` is one of the inputs or the hyper-model was loaded from a file.
         """
         self._document = None
-        self._core.save(path, force, base_low, split, job(memory_budget, threads, progress, self.statistics))
+        hash = self._hash if hash is None else hash
+        self._core.save(path, force, base_low, split, hash, job(memory_budget, threads, progress, self.statistics))
+        self._saved = _core.open_hyper(path, self._folders)
 
     def merge(
         self,
@@ -125,6 +134,8 @@ class HyperModel:
     ) -> None:
         """Writes the checkpoint base + Σ_k at[k] · D_k; missing multipliers are 0.
 
+        Once saved, from base and directions as they were stored, so that it equals a live blend; before, from the inputs.
+
         blocks: other multipliers for tensors whose names match a glob; the last match wins.
         dtype: "fp16", "bf16" or "fp32" for the merged tensors; None keeps each tensor's own.
         exact: the M inputs in their order, to blend from them instead of the stored directions.
@@ -136,7 +147,8 @@ class HyperModel:
         for glob, values in (blocks or {}).items():
             given = self._multipliers(values, f"block '{glob}'")
             pairs.append((glob, given + [0.0] * (self.directions - len(given))))
-        self._core.merge(
+        core = self._file() if exact is None else self._core
+        core.merge(
             path,
             at,
             pairs,
@@ -163,6 +175,43 @@ class HyperModel:
         """
         opened = source(model, name)
         return _member(json.loads(self._core.project(opened, job(memory_budget, threads, progress, self.statistics))))
+
+    def bind(
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str | None = None,
+        names: Names | None = None,
+        in_memory: bool = False,
+        keep_original: bool = False,
+        strict: bool = False,
+        *,
+        by_torch: str | None = None,
+        threads: int | None = None,
+        progress: Progress | None = None,
+    ) -> Live:
+        """Binds a loaded model's own tensors, which `set` of the result then moves in place.  Reads them and the base once.
+
+        state_dict: torch tensors or NumPy arrays under the host's names.  They are held, and looked at anew at every call:
+        a host which moves storage should give the tensors whose storage it moves (dict(model.named_parameters())).
+        prefix: what stands before their names in the hyper-model.  names: a mapping from their names to the hyper-model's,
+        or a function.  Without these, names are taken as they are, or without `model.` or `model.diffusion_model.`, and
+        with `.wrapped.` looked through.
+        in_memory: keep base and directions in memory; else they are read from the file at every call.
+        keep_original: also bind tensors that do not hold the base, keeping a copy of them for `restore`.
+        strict: refuse when a tensor that the hyper-model moves has no target; else these are listed in `live.unbound`.
+        by_torch: "fused" or "exact": blend with torch's operations also what is in CPU memory, as it is done on other
+        devices; "exact" rounds as the compiled part does.
+        Raises Error; ArgumentError before `save`; MismatchError when names, shapes, types or what the tensors hold does
+        not fit.
+        """
+        return bind(
+            self, state_dict, prefix=prefix, names=names, in_memory=in_memory, keep_original=keep_original, strict=strict,
+            by_torch=by_torch, threads=threads, progress=progress,
+        )  # fmt: skip
+
+    def _file(self) -> _core.Hyper:
+        """The hyper-model as it lies in a file, if it does."""
+        return self._saved if self._saved is not None else self._core
 
     def _multipliers(self, values: Sequence[float], what: str) -> list[float]:
         given = [float(value) for value in values]
@@ -232,7 +281,11 @@ def solve(
         out_dtype(dtype),
         job(memory_budget, threads, progress, statistics),
     )
-    return HyperModel(core, statistics)
+    hyper = HyperModel(core, statistics)
+    hyper._hash = hash
+    if isinstance(base, Source) and base.path is not None:
+        hyper._folders = [os.path.dirname(base.path)]
+    return hyper
 
 
 def load(path: str | os.PathLike[str], folders: Sequence[str | os.PathLike[str]] = ()) -> HyperModel:

@@ -125,9 +125,19 @@ def _borrow(state: Mapping[str, Any], name: str) -> Source:
     return _core.borrow(name, tensors, tuple(keep))
 
 
-def _dtype(owner: str, key: str, dtype: str) -> str:
-    """The safetensors name of a torch or NumPy dtype in text form."""
-    found = _DTYPES.get(dtype.removeprefix("torch."))
+_KNOWN: dict[Any, str | None] = {}  # text of a dtype costs more than everything else that is asked of a tensor
+
+
+def dtype_name(dtype: Any) -> str | None:
+    """The safetensors name of a torch or NumPy dtype; None for others."""
+    try:
+        return _KNOWN[dtype]
+    except KeyError:
+        return _KNOWN.setdefault(dtype, _DTYPES.get(str(dtype).removeprefix("torch.")))
+
+
+def _dtype(owner: str, key: str, dtype: Any) -> str:
+    found = dtype_name(dtype)
     if found is None:
         raise _refusal(owner, key, f"element type {dtype} cannot be merged; convert it to float16, bfloat16 or float32")
     return found
@@ -141,7 +151,7 @@ def _refusal(owner: str, key: str, reason: str) -> ArgumentError:
 
 def _torch_tensor(owner: str, key: str, tensor: Any) -> tuple[_Borrowed, Any]:
     """Description of a torch tensor, and what keeps its numbers alive (a copy, if it is not in CPU memory)."""
-    dtype = _dtype(owner, key, str(tensor.dtype))
+    dtype = _dtype(owner, key, tensor.dtype)
     if str(tensor.layout) != "torch.strided" or tensor.device.type == "meta":
         raise _refusal(owner, key, f"a {tensor.layout} tensor on device '{tensor.device}' holds no plain numbers")
     tensor = tensor.detach()
@@ -154,7 +164,7 @@ def _torch_tensor(owner: str, key: str, tensor: Any) -> tuple[_Borrowed, Any]:
 
 def _numpy_array(owner: str, key: str, array: Any) -> tuple[_Borrowed, Any]:
     """Description of a NumPy array (also with ml_dtypes' bfloat16 and float8), and what keeps its numbers alive."""
-    dtype = _dtype(owner, key, str(array.dtype))
+    dtype = _dtype(owner, key, array.dtype)
     size = array.dtype.itemsize
     if any(stride % size for stride in array.strides) or array.__array_interface__["data"][0] % size:
         array = array.copy()

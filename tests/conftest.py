@@ -15,8 +15,8 @@ import hypermerge_ext  # noqa: E402  after the path; without its compiled part t
 
 PACKAGE_ROOT = Path(hypermerge_ext.__file__).resolve().parent.parent
 
-# Runs a command and prints its exit status and the peak of its resident memory in KiB.  A process between pytest and the
-# command, because the peak of a child begins with the memory that its parent had when it started it.
+# Runs a command and prints its exit status and the peak of its resident memory in KiB.  A process between pytest and
+# the command, because the peak of a child begins with the memory that its parent had when it started it.
 MEASURE = """
 import resource, subprocess, sys
 done = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
@@ -56,7 +56,7 @@ def cli(environment):
 
 @pytest.fixture(scope="session")
 def refused(cli):
-    """Runs a command that must be refused: exit 1, nothing on stdout, one line on stderr (returned), no file changed."""
+    """Runs a command that must be refused: exit 1, one line on stderr (returned), no file changed."""
 
     def run(folder, *arguments):
         before = _snapshot(folder)

@@ -17,7 +17,11 @@ SHAPES: dict[str, tuple[int, ...]] = {
     "cond_stage_model.transformer.text_model.final_layer_norm.bias": (),
 }
 BLOCKS = {
-    name: "text_encoder" if name.startswith("cond") else ".".join(name.split(".")[2:4]) if "put_" in name else "middle_block"
+    name: "text_encoder"
+    if name.startswith("cond")
+    else ".".join(name.split(".")[2:4])
+    if "put_" in name
+    else "middle_block"
     for name in SHAPES
 }
 STRENGTHS = (1.0, 0.7, 0.45, 0.3, 0.2, 0.14, 0.09, 0.06)
@@ -44,7 +48,13 @@ def family(
         factors = rng.standard_normal((len(strengths), *shape))
         for m, model in enumerate(models):
             change = np.tensordot(shares[m], factors, 1) + 0.03 * rng.standard_normal(shape)
-            dtype = dtypes if isinstance(dtypes, str) else dtypes(m, number) if callable(dtypes) else dtypes[m % len(dtypes)]
+            dtype = (
+                dtypes
+                if isinstance(dtypes, str)
+                else dtypes(m, number)
+                if callable(dtypes)
+                else dtypes[m % len(dtypes)]
+            )
             model[name] = oracle.tensor(np.asarray(base + 0.05 * delta * change), dtype)
     return models
 

@@ -1,5 +1,5 @@
-"""An oracle for the tests that shares nothing with hyper-merge: plain NumPy in f64, the SVD of the stacked matrix where the
-program works with a Gram matrix, and a safetensors reader and writer of its own."""
+"""An oracle for the tests that shares nothing with hyper-merge: plain NumPy in f64, the SVD of the stacked matrix where
+the program works with a Gram matrix, and a safetensors reader and writer of its own."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-# ---- element types ---------------------------------------------------------------------------------------------------
+# ---- element types --------------------------------------------------------------------------------------------------
 
 
 def _fp8_table(mantissa: int, bias: int, has_infinity: bool) -> np.ndarray:
@@ -33,12 +33,13 @@ def _fp8_table(mantissa: int, bias: int, has_infinity: bool) -> np.ndarray:
 
 FP8 = {"F8_E4M3": _fp8_table(3, 7, False), "F8_E5M2": _fp8_table(2, 15, True)}
 STORAGE = {
-    "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16, "F8_E4M3": np.uint8, "F8_E5M2": np.uint8,
+    "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16, "F8_E4M3": np.uint8,
+    "F8_E5M2": np.uint8,
     "I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8, "U64": np.uint64, "U32": np.uint32,
     "U16": np.uint16, "U8": np.uint8, "BOOL": np.uint8,
 }  # fmt: skip
 FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
-STEP = {"F64": 2.0**-53, "F32": 2.0**-24, "F16": 2.0**-11, "BF16": 2.0**-9, "F8_E4M3": 2.0**-4, "F8_E5M2": 2.0**-3}
+STEP = {"F64": 2.0**-53, "F32": 2.0**-24, "F16": 2.0**-11, "BF16": 2.0**-8, "F8_E4M3": 2.0**-4, "F8_E5M2": 2.0**-3}
 """Half a unit in the last place of 1: the largest relative error of rounding a normal number."""
 
 
@@ -94,7 +95,10 @@ class Tensor(NamedTuple):
 
     def same(self, other: Tensor) -> bool:
         """The same type, shape and bits?"""
-        return (self.dtype, self.shape) == (other.dtype, other.shape) and self.stored.tobytes() == other.stored.tobytes()
+        return (self.dtype, self.shape) == (
+            other.dtype,
+            other.shape,
+        ) and self.stored.tobytes() == other.stored.tobytes()
 
 
 def tensor(values: np.ndarray, dtype: str) -> Tensor:
@@ -104,7 +108,7 @@ def tensor(values: np.ndarray, dtype: str) -> Tensor:
 
 Model = dict[str, Tensor]
 
-# ---- files -----------------------------------------------------------------------------------------------------------
+# ---- files ----------------------------------------------------------------------------------------------------------
 
 
 def write(path, model: Model, metadata: dict[str, str] | None = None) -> None:
@@ -179,7 +183,7 @@ def read(path) -> File:
     return File(model, metadata, text, offsets, hashlib.sha256(data).hexdigest())
 
 
-# ---- the mathematics ---------------------------------------------------------------------------------------------------
+# ---- the mathematics ------------------------------------------------------------------------------------------------
 
 
 def stacked(models: list[Model], names: list[str]) -> np.ndarray:
@@ -247,14 +251,16 @@ def solve(rows: np.ndarray, base: str | np.ndarray = "mean", directions: int | N
     norms, errors = np.linalg.norm(delta, axis=1), np.linalg.norm(rest, axis=1)
     relative = np.divide(errors, norms, out=np.zeros(count), where=norms > 0)
     others = [np.delete(spectrum, k) for k in range(kept)]
-    gaps = np.array([np.abs(other - spectrum[k]).min(initial=spectrum[k]) / spectrum[0] for k, other in enumerate(others)])
+    gaps = np.array(
+        [np.abs(other - spectrum[k]).min(initial=spectrum[k]) / spectrum[0] for k, other in enumerate(others)]
+    )
     return Solution(
         origin, delta, weights, spectrum, multipliers, found, relative, float((weights * errors**2).sum()), gaps
     )
 
 
 def blend(base: Tensor | None, low: Tensor | None, directions: list[Tensor], at, dtype: str) -> Tensor:
-    """One tensor of a merged checkpoint in the arithmetic that DESIGN §8 lays down, every step rounded to f32."""
+    """One tensor of a merged checkpoint in the arithmetic of hypermerge.h (hm_hyper_merge), every step in f32."""
     x = np.zeros(directions[0].shape, np.float32) if base is None else base.f32()
     if low is not None:
         x = x + low.f32()

@@ -115,7 +115,8 @@ def work(files, hyper_path, tmp_path):
 
 @pytest.mark.parametrize("share", [0, 0.3, 1], ids=["at once", "in the middle", "at the end"])
 @pytest.mark.parametrize(
-    "what", ["solve", "hash", "save", "save over", "split", "merge", "merge over", "exact", "compare", "recover", "project"]
+    "what",
+    ["solve", "hash", "save", "save over", "split", "merge", "merge over", "exact", "compare", "recover", "project"],
 )
 def test_an_exception_in_progress_ends_the_work_and_arrives(work, tmp_path, snapshot, what, share):
     call, target, content = work(what)
@@ -158,7 +159,7 @@ def test_the_work_can_be_begun_again_after_a_cancel(files, hyper_path, tmp_path,
     assert len(oracle.read(tmp_path / "x.hyper.safetensors").document["members"]) == 4
 
 
-# ---- the command line --------------------------------------------------------------------------------------------------------
+# ---- the command line -----------------------------------------------------------------------------------------------
 
 
 def start(environment, folder, *arguments):
@@ -233,7 +234,7 @@ def test_a_writer_at_work_is_not_disturbed_by_another(files, hyper_path, tmp_pat
     assert os.listdir(tmp_path) == [target.name]
 
 
-# ---- files that change -----------------------------------------------------------------------------------------------------
+# ---- files that change ----------------------------------------------------------------------------------------------
 
 
 def truncate(path):
@@ -300,7 +301,7 @@ def test_a_file_that_is_replaced_is_still_read_as_it_was(own, files, tmp_path):
     assert hm.solve(sources).gram == expected
 
 
-# ---- where it may write ----------------------------------------------------------------------------------------------------
+# ---- where it may write ---------------------------------------------------------------------------------------------
 
 
 def test_never_onto_an_input(own, tmp_path, refused, snapshot):

@@ -1,4 +1,4 @@
-"""The table of DESIGN §7 on the tensor names of whole checkpoints: what is merged, what is copied, and as what they are known."""
+"""Tensor names of whole checkpoints: what is merged, what is copied, and as which family they are known."""
 
 from __future__ import annotations
 
@@ -101,7 +101,9 @@ def test_what_is_merged_and_what_is_copied(tmp_path, name):
 def test_vae_and_t5_are_merged_when_they_are_named(tmp_path, name):
     models = [small(name, seed) for seed in (1, 2)]
     vae = {key for key in golden(name) if key.startswith(("first_stage_model.", "vae."))}
-    assert vae and moved(written(tmp_path, models, include=["first_stage_model.*" if name != "flux" else "vae.*"])) == vae
+    assert (
+        vae and moved(written(tmp_path, models, include=["first_stage_model.*" if name != "flux" else "vae.*"])) == vae
+    )
     if name in ("sd3", "flux"):
         t5 = {key for key in golden(name) if "t5xxl" in key and not is_constant(key)}
         assert t5 and moved(written(tmp_path, models, include=["text_encoders.t5*"])) == t5
@@ -136,7 +138,9 @@ def test_a_file_of_the_denoiser_alone_meets_a_whole_checkpoint(tmp_path, name):
     file = written(tmp_path, [whole, alone])
     assert moved(file) == {key for key in golden(name) if key.startswith(UNET)}
     assert all(file.model[key].same(whole[key]) for key in golden(name) if not key.startswith(UNET))
-    assert any("text" in note for note in file.document["notes"]) and any("vae" in note for note in file.document["notes"])
+    assert any("text" in note for note in file.document["notes"]) and any(
+        "vae" in note for note in file.document["notes"]
+    )
     file = written(tmp_path, [alone, whole])  # the first gives the names
     assert set(file.weights()) == set(alone) and moved(file) == set(alone)
 

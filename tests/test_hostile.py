@@ -44,7 +44,7 @@ def says(tmp_path, monkeypatch, capsys, snapshot):
     return run
 
 
-# ---- files ---------------------------------------------------------------------------------------------------------------
+# ---- files ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name, data, reason, expected", CASES, ids=[case[0] for case in CASES])
@@ -100,7 +100,11 @@ def pickled() -> bytes:
 def test_other_formats(says, tmp_path, name, data, words):
     (tmp_path / name).write_bytes(data)
     good = save(tmp_path, family(2))
-    for arguments in (("inspect", name), ("solve", good[0], name, "-o", "x.hyper.safetensors"), ("merge", name, "--at", "1", "-o", "y")):
+    for arguments in (
+        ("inspect", name),
+        ("solve", good[0], name, "-o", "x.hyper.safetensors"),
+        ("merge", name, "--at", "1", "-o", "y"),
+    ):
         line = says(*arguments)
         assert name in line and words in line
 
@@ -115,12 +119,20 @@ def test_folders_and_absent_files(says, tmp_path):
     assert "/dev/null" in says("solve", good[0], "/dev/null", "-o", "x.hyper.safetensors")
 
 
-# ---- models that do not go together ----------------------------------------------------------------------------------------
+# ---- models that do not go together ---------------------------------------------------------------------------------
 
 
 def test_nan_and_infinity_are_named_with_tensor_and_index(says, tmp_path, capsys):
     name = UNET + "middle_block.0.weight"
-    for dtype, value in (("F16", np.nan), ("F16", np.inf), ("BF16", -np.inf), ("F32", np.nan), ("F64", np.inf), ("F8_E4M3", np.nan), ("F8_E5M2", np.inf)):
+    for dtype, value in (
+        ("F16", np.nan),
+        ("F16", np.inf),
+        ("BF16", -np.inf),
+        ("F32", np.nan),
+        ("F64", np.inf),
+        ("F8_E4M3", np.nan),
+        ("F8_E5M2", np.inf),
+    ):
         models = family(3, seed=1, dtypes=dtype)
         bad = models[1][name].stored.copy()
         code = {"F8_E4M3": 0x7F, "F8_E5M2": 0x7C, "BF16": 0xFF80}.get(dtype, value)
@@ -147,7 +159,9 @@ def test_nan_in_what_is_only_copied_is_nobodys_business(tmp_path):
     for model in models:
         model["first_stage_model.decoder.conv_in.weight"] = tensor(np.full((2, 2), np.nan), "F16")
     hm.solve(save(tmp_path, models)).save(tmp_path / "x.hyper.safetensors")
-    assert np.isnan(oracle.read(tmp_path / "x.hyper.safetensors").model["first_stage_model.decoder.conv_in.weight"].f64()).all()
+    assert np.isnan(
+        oracle.read(tmp_path / "x.hyper.safetensors").model["first_stage_model.decoder.conv_in.weight"].f64()
+    ).all()
 
 
 def test_shapes_that_differ(says, tmp_path):
@@ -205,10 +219,15 @@ def cross_attention(width: int, channels: int = 4, label=False, prefix=UNET) -> 
 
 
 def test_other_architectures(says, tmp_path):
-    one, two, xl = (family(2, shapes=cross_attention(*kind), dtypes="F16") for kind in ((768,), (1024,), (2048, 4, True)))
+    one, two, xl = (
+        family(2, shapes=cross_attention(*kind), dtypes="F16") for kind in ((768,), (1024,), (2048, 4, True))
+    )
     three = family(2, shapes=sd3(), dtypes="F16")
     other = family(2, shapes={"conv.weight": (3, 3), "conv.bias": (3,)}, dtypes="F16")
-    files = {name: save(tmp_path, models, name)[0].name for name, models in (("sd1-", one), ("sd2-", two), ("sdxl-", xl), ("sd3-", three), ("own-", other))}
+    files = {
+        name: save(tmp_path, models, name)[0].name
+        for name, models in (("sd1-", one), ("sd2-", two), ("sdxl-", xl), ("sd3-", three), ("own-", other))
+    }
     for first in files:
         for second in files:
             if first == second:
@@ -248,7 +267,10 @@ def test_predictions_do_not_mix(says, tmp_path, flag):
     assert file.model[flag].same(mark) and file.model["ztsnr"].shape == (0,)
 
 
-@pytest.mark.parametrize("companion", ["scaled_fp8", "middle_block.0.scale_weight", "middle_block.0.weight_scale", "middle_block.0.comfy_quant"])
+@pytest.mark.parametrize(
+    "companion",
+    ["scaled_fp8", "middle_block.0.scale_weight", "middle_block.0.weight_scale", "middle_block.0.comfy_quant"],
+)
 def test_scaled_fp8_is_refused_by_name(says, tmp_path, companion):
     models = family(2, seed=7, dtypes="F8_E4M3")
     name = companion if companion == "scaled_fp8" else UNET + companion
@@ -263,8 +285,14 @@ def test_loras_are_refused(says, tmp_path):
     paths = save(tmp_path, models)
     for number, names in enumerate(
         (
-            ("lora_unet_input_blocks_1_1_proj_in.lora_down.weight", "lora_unet_input_blocks_1_1_proj_in.lora_up.weight"),
-            ("unet.down_blocks.0.attentions.0.to_q.lora_A.weight", "unet.down_blocks.0.attentions.0.to_q.lora_B.weight"),
+            (
+                "lora_unet_input_blocks_1_1_proj_in.lora_down.weight",
+                "lora_unet_input_blocks_1_1_proj_in.lora_up.weight",
+            ),
+            (
+                "unet.down_blocks.0.attentions.0.to_q.lora_A.weight",
+                "unet.down_blocks.0.attentions.0.to_q.lora_B.weight",
+            ),
         )
     ):
         oracle.write(tmp_path / f"lora{number}.safetensors", {name: tensor(np.ones((4, 4)), "F16") for name in names})
@@ -279,7 +307,7 @@ def test_a_hyper_model_is_no_checkpoint(says, tmp_path):
     assert paths[0].name in says("merge", paths[0].name, "--at", "1", "-o", "y.safetensors")
 
 
-# ---- hostile metadata documents --------------------------------------------------------------------------------------------
+# ---- hostile metadata documents -------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -372,7 +400,10 @@ CHANGES = {
 @pytest.mark.parametrize("name", CHANGES)
 def test_hostile_documents(says, tmp_path, written, name):
     rewritten(tmp_path / "x.hyper.safetensors", written, CHANGES[name])
-    for arguments in (("inspect", "x.hyper.safetensors"), ("merge", "x.hyper.safetensors", "--at", "1", "-o", "y.safetensors")):
+    for arguments in (
+        ("inspect", "x.hyper.safetensors"),
+        ("merge", "x.hyper.safetensors", "--at", "1", "-o", "y.safetensors"),
+    ):
         assert "x.hyper.safetensors" in says(*arguments)
 
 
@@ -400,7 +431,10 @@ def texts(good: str):
 def test_hostile_document_texts(says, tmp_path, written, which):
     text = dict(texts(json.dumps(written.document)))[which]
     rewritten(tmp_path / "x.hyper.safetensors", written, text=text)
-    for arguments in (("inspect", "x.hyper.safetensors"), ("merge", "x.hyper.safetensors", "--at", "1", "-o", "y.safetensors")):
+    for arguments in (
+        ("inspect", "x.hyper.safetensors"),
+        ("merge", "x.hyper.safetensors", "--at", "1", "-o", "y.safetensors"),
+    ):
         assert "x.hyper.safetensors" in says(*arguments)
 
 
@@ -423,7 +457,10 @@ TENSORS = {
     "direction 99999999999999999999": {f"hypermerge.direction.{'9' * 20}.{MIDDLE}": tensor(np.zeros((57, 33)), "F16")},
     "direction 2 missing": {f"hypermerge.direction.2.{MIDDLE}": None},
     "direction 1 missing": {f"hypermerge.direction.1.{MIDDLE}": None},
-    "direction of an integer tensor": {"hypermerge.direction.1.steps": tensor(np.zeros(7), "F16"), "hypermerge.direction.2.steps": tensor(np.zeros(7), "F16")},
+    "direction of an integer tensor": {
+        "hypermerge.direction.1.steps": tensor(np.zeros(7), "F16"),
+        "hypermerge.direction.2.steps": tensor(np.zeros(7), "F16"),
+    },
     "base tensor missing": {MIDDLE: None},
     "base tensor of another shape": {MIDDLE: tensor(np.zeros((33, 57)), "F16")},
     "base tensor of integers": {MIDDLE: tensor(np.zeros((57, 33)), "I64")},

@@ -57,7 +57,9 @@ def test_peak_memory(families, peak_memory):
         peaks["compare", count] = peak_memory("compare", *names, cwd=folder)
         cool(paths)
         peaks["solve", count] = peak_memory("solve", *names, "-o", "x.hyper.safetensors", cwd=folder)
-        peaks["merge", count] = peak_memory("merge", "x.hyper.safetensors", "--at", "1,1", "-o", "y.safetensors", cwd=folder)
+        peaks["merge", count] = peak_memory(
+            "merge", "x.hyper.safetensors", "--at", "1,1", "-o", "y.safetensors", cwd=folder
+        )
         peaks["exact", count] = peak_memory(
             "merge", "x.hyper.safetensors", "--at", "1", "-o", "y.safetensors", "--exact", *names, cwd=folder
         )

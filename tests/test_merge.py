@@ -1,4 +1,4 @@
-"""merge against the arithmetic of DESIGN §8 bit for bit; exact merges, projections, recovery and comparison against f64."""
+"""merge against its arithmetic bit for bit; exact merges, projections, recovery and comparison against f64."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def merged(path, at, out, **options) -> oracle.File:
     return oracle.read(out)
 
 
-# ---- bit for bit -------------------------------------------------------------------------------------------------------------
+# ---- bit for bit ----------------------------------------------------------------------------------------------------
 
 POINTS = ([], [0, 0], [1], [0.3, -0.2], [-0.7, 1.3], [0, 0.4], [1e-3, -17.25], [1 / 3, -1 / 7])
 
@@ -109,7 +109,7 @@ def test_a_blend_that_does_not_fit_into_f16_is_refused(tmp_path, refused, exact)
     assert np.isfinite(out).all() and abs(out[1]) > 65504
 
 
-# ---- blocks ----------------------------------------------------------------------------------------------------------------
+# ---- blocks ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,9 @@ def test_the_same_on_the_command_line(tmp_path, cli, refused):
     for name in SHAPES:
         at = [-1, 0] if name.endswith(".bias") else [0.5, 0.5]
         assert out[name].same(expected(file, name, at, file.weights(), "F32"))
-    assert "nothing.*" in refused(tmp_path, "merge", path.name, "--at", "0", "--block", "nothing.*=1", "-o", "z.safetensors")
+    assert "nothing.*" in refused(
+        tmp_path, "merge", path.name, "--at", "0", "--block", "nothing.*=1", "-o", "z.safetensors"
+    )
     assert cli("merge", path.name, "--at", "1,2,3", "-o", "z.safetensors", cwd=tmp_path).returncode == 2
     assert not (tmp_path / "z.safetensors").exists()
 
@@ -161,7 +163,7 @@ def test_a_glob_must_match_a_tensor_that_is_merged(tmp_path):
     assert not (tmp_path / "y.safetensors").exists()
 
 
-# ---- exact -------------------------------------------------------------------------------------------------------------------
+# ---- exact ----------------------------------------------------------------------------------------------------------
 
 
 def within_rounding(out: oracle.Tensor, truth: np.ndarray, slack: np.ndarray) -> bool:
@@ -170,14 +172,16 @@ def within_rounding(out: oracle.Tensor, truth: np.ndarray, slack: np.ndarray) ->
     return bool(((low <= out.f64()) & (out.f64() <= high)).all())
 
 
+@pytest.mark.parametrize("weights", [None, (1, 4, 0.3, 2)])
 @pytest.mark.parametrize("base", ["mean", "file", "none"])
 @pytest.mark.parametrize("dtype", ["F32", "F16", "BF16", "F8_E4M3"])
-def test_exact_merges_against_f64(tmp_path, dtype, base):
+def test_exact_merges_against_f64(tmp_path, dtype, base, weights):
     models = family(5, seed=48, dtypes=dtype, delta=0.01)
     paths = save(tmp_path, models)
-    path, file = make(tmp_path, models, paths=paths[1:], base=paths[0] if base == "file" else base)
+    origin = paths[0] if base == "file" else base
+    path, file = make(tmp_path, models, paths=paths[1:], base=origin, weights=weights)
     rows = oracle.stacked(models, list(SHAPES))
-    truth = oracle.solve(rows[1:], rows[0] if base == "file" else base)
+    truth = oracle.solve(rows[1:], rows[0] if base == "file" else base, weights=weights)
     for number, at in enumerate(([0, 0], [0.3, -0.2], [1, 0])):
         out = merged(path, at, tmp_path / f"{number}.safetensors", exact=paths[1:]).model
         wanted = truth.base + np.array(at) @ truth.directions
@@ -189,7 +193,9 @@ def test_exact_merges_against_f64(tmp_path, dtype, base):
             size = out[name].stored.size
             part = slice(start, start + size)
             assert out[name].dtype == dtype
-            assert within_rounding(out[name], wanted[part].reshape(SHAPES[name]), slack[part].reshape(SHAPES[name])), name
+            assert within_rounding(out[name], wanted[part].reshape(SHAPES[name]), slack[part].reshape(SHAPES[name])), (
+                name
+            )
             start += size
 
 
@@ -259,7 +265,7 @@ def test_all_directions_give_the_members_back(tmp_path, dtype):
             assert (np.abs(found - given) <= step).all()
 
 
-# ---- carrier and VAE ---------------------------------------------------------------------------------------------------------
+# ---- carrier and VAE ------------------------------------------------------------------------------------------------
 
 VAE = {"decoder.conv_in.weight": (4, 3, 3), "decoder.conv_in.bias": (4,), "encoder.conv_in.weight": (2, 5)}
 
@@ -315,21 +321,22 @@ def test_the_vae_is_merged_when_asked_for(tmp_path):
     assert all(out[name].same(models[0][name]) for name in SHAPES)
 
 
-# ---- project ---------------------------------------------------------------------------------------------------------------
+# ---- project --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("weights", [None, (1, 4, 0.3, 2)])
 @pytest.mark.parametrize("base", ["mean", "file", "none"])
 @pytest.mark.parametrize("saved", [False, True])
-def test_members_and_newcomers_are_projected_to_where_they_are(tmp_path, base, saved):
+def test_members_and_newcomers_are_projected_to_where_they_are(tmp_path, base, saved, weights):
     models = family(6, seed=55, dtypes="F16")
     paths = save(tmp_path, models)
     origin = paths[0] if base == "file" else base
-    hyper = hm.solve(paths[1:5], origin)
+    hyper = hm.solve(paths[1:5], origin, weights=weights)
     if saved:
         hyper.save(tmp_path / "x.hyper.safetensors")
         hyper = hm.load(tmp_path / "x.hyper.safetensors")
     rows = oracle.stacked(models, list(SHAPES))
-    truth = oracle.solve(rows[1:5], rows[0] if base == "file" else base)
+    truth = oracle.solve(rows[1:5], rows[0] if base == "file" else base, weights=weights)
     close = 3e-3 if saved else 1e-4  # a saved direction is rounded to f16
     for m in range(1, 6):
         found = hyper.project(paths[m])
@@ -365,7 +372,9 @@ def test_only_what_was_merged_is_projected(tmp_path, how):
         options = {"include": [UNET + "*"], "exclude": ["*.bias"]}
     else:
         options = {"common": True}
-        models[2] = {name: item for name, item in models[2].items() if not name.startswith("cond") and "bias" not in name}
+        models[2] = {
+            name: item for name, item in models[2].items() if not name.startswith("cond") and "bias" not in name
+        }
     paths = save(tmp_path, models)
     hyper = hm.solve(paths[:3], **options)
     hyper.save(tmp_path / "x.hyper.safetensors")
@@ -409,7 +418,7 @@ def with_nan(item: oracle.Tensor) -> oracle.Tensor:
     return oracle.Tensor(item.dtype, stored)
 
 
-# ---- recover and compare -----------------------------------------------------------------------------------------------------
+# ---- recover and compare --------------------------------------------------------------------------------------------
 
 
 def mixture(models, weights, dtype="F16"):
@@ -514,7 +523,19 @@ def test_duplicates_and_models_inside_the_hull_of_others(tmp_path, cli):
     arrays = [{name: item.stored for name, item in model.items()} for model in (*models, inside)]
     compared = hm.compare(arrays)
     assert compared["distance_to_others"][3] == pytest.approx(0, abs=1e-3 * compared["norm"][0])
-    assert min(compared["distance_to_others"][:3]) < 1e-3 * compared["norm"][0]  # each is in the hull of the others then
+    assert (
+        min(compared["distance_to_others"][:3]) < 1e-3 * compared["norm"][0]
+    )  # each is in the hull of the others then
+
+
+def test_similar_models_are_no_duplicates(tmp_path):
+    models = family(3, seed=64)
+    close = {
+        name: tensor(0.999 * item.f64() + 0.001 * models[1][name].f64(), "F32") for name, item in models[0].items()
+    }
+    answer = hm.compare(save(tmp_path, [*models, close]))
+    assert answer["duplicates"] == []
+    assert answer["distance"][0][3] == pytest.approx(0.001 * answer["distance"][0][1], rel=0.01)
 
 
 def test_the_same_weights_in_another_type_are_duplicates(tmp_path):

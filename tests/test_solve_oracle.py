@@ -22,7 +22,9 @@ def check(document: dict, truth: oracle.Solution) -> None:
     kept = truth.multipliers.shape[1]
     assert document["directions"] == kept
     assert np.abs(np.array(document["spectrum"]) - truth.spectrum).max() <= EIGENVALUE_BAR * scale
-    assert np.abs(np.array(document["gram"]) - truth.gram).max() <= EIGENVALUE_BAR * max(np.abs(truth.gram).max(), 1e-300)
+    assert np.abs(np.array(document["gram"]) - truth.gram).max() <= EIGENVALUE_BAR * max(
+        np.abs(truth.gram).max(), 1e-300
+    )
     assert document["total"] == pytest.approx(truth.total, rel=1e-6, abs=1e-300)
     assert document["loss"] == pytest.approx(truth.loss, abs=EIGENVALUE_BAR * total)
     assert document["explained_variance_ratio"][:kept] == pytest.approx(list(truth.spectrum[:kept] / total), abs=1e-6)
@@ -90,7 +92,9 @@ def test_types_and_sizes_of_the_difference(tmp_path, dtype, delta):
         "mixed": lambda m, number: kinds[(m + number) % len(kinds)],
         "per model": ("F16", "BF16", "F32"),
     }.get(dtype, dtype)
-    scale = 3.0 if dtype.startswith("F8") else 1.0  # rounding moves fp8 far more than 0.1 %, and that is what is measured
+    scale = (
+        3.0 if dtype.startswith("F8") else 1.0
+    )  # rounding moves fp8 far more than 0.1 %, and that is what is measured
     models = family(5, seed=7, delta=delta * scale, dtypes=dtypes)
     paths, matrix = files(tmp_path, models), rows(models)
     truth = oracle.solve(matrix)
@@ -161,7 +165,7 @@ def test_als_with_weights(tmp_path):
     assert als["loss"] == pytest.approx(exact["loss"], abs=1e-6 * exact["total"])
 
 
-# ---- normal cases that look odd ----------------------------------------------------------------------------------------
+# ---- normal cases that look odd -------------------------------------------------------------------------------------
 
 
 def test_two_models_tie_and_the_first_is_the_pivot(tmp_path):
@@ -240,7 +244,9 @@ def test_empty_tensors_and_scalars(tmp_path):
 def test_tensors_that_are_equal_everywhere_count_for_nothing(tmp_path):
     models = family(3)
     for model in models:
-        model["model.diffusion_model.input_blocks.0.0.weight"] = models[0]["model.diffusion_model.input_blocks.0.0.weight"]
+        model["model.diffusion_model.input_blocks.0.0.weight"] = models[0][
+            "model.diffusion_model.input_blocks.0.0.weight"
+        ]
     check(solved(files(tmp_path, models)), oracle.solve(rows(models)))
 
 
@@ -251,14 +257,16 @@ def test_arrays_in_memory_and_files_agree(tmp_path):
     assert on_disk["gram"] == in_memory["gram"] and on_disk["spectrum"] == in_memory["spectrum"]
 
 
-# ---- the same digits however the work is cut -----------------------------------------------------------------------------
+# ---- the same digits however the work is cut ------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory):
     """Files of 3 MB with tensors of odd lengths: several items for each thread, and pieces at many offsets."""
     rng = np.random.default_rng(1)
-    shapes = {f"layers.{i}.weight": (int(n),) for i, n in enumerate([*rng.integers(1, 3000, 40), 700_001, 333_333, 131_072])}
+    shapes = {
+        f"layers.{i}.weight": (int(n),) for i, n in enumerate([*rng.integers(1, 3000, 40), 700_001, 333_333, 131_072])
+    }
     folder = tmp_path_factory.mktemp("large")
     return save(folder, family(4, dtypes="F16", shapes=shapes, strengths=(1.0, 0.5)))
 

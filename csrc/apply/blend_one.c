@@ -11,7 +11,7 @@
 #define CHUNK ((uint64_t)256 << 10)   /* elements a worker takes at a time: less than a millisecond of work */
 #define WORTH_THREADS ((uint64_t)1 << 20)
 #define MOST_THREADS 16u
-/* Elements gathered and scattered at a time where strides demand it: three operands of them stay in the second cache. */
+/* Elements gathered and scattered at a time where strides demand it: three operands of them fit the second cache. */
 #define BLOCK ((size_t)4 * HM_KERNEL_COLUMNS)
 #define BLOCK_BYTES (BLOCK * sizeof(double))
 
@@ -28,7 +28,7 @@ struct blend {
     atomic_uint_fast64_t next;   /* element */
 };
 
-/* ---- checks ---------------------------------------------------------------------------------------------------------- */
+/* ---- checks ------------------------------------------------------------------------------------------------------ */
 
 /* Copies and measures an operand. */
 static hm_status take(hm_tensor_info *to, const hm_tensor_info *from, const hm_tensor_info *out, const char *role,
@@ -39,8 +39,8 @@ static hm_status take(hm_tensor_info *to, const hm_tensor_info *from, const hm_t
     if ((unsigned)from->dtype >= HM_DTYPE_COUNT || !hm_dtype_is_float(from->dtype))
         return hm_fail(err, HM_ERR_MISMATCH, NULL, name, "the %s is not of a floating-point type", role);
     if (from->ndim > HM_MAX_DIMS)
-        return hm_fail(err, HM_ERR_ARGUMENT, NULL, name, "the %s has %u dimensions; at most %d are supported", role, from->ndim,
-                       HM_MAX_DIMS);
+        return hm_fail(err, HM_ERR_ARGUMENT, NULL, name, "the %s has %u dimensions; at most %d are supported", role,
+                       from->ndim, HM_MAX_DIMS);
     if (from->ndim != out->ndim || memcmp(from->shape, out->shape, out->ndim * sizeof *out->shape) != 0)
         return hm_fail(err, HM_ERR_MISMATCH, NULL, name, "the %s has another shape than the result", role);
     if (!hm_strided_measure(to)) return hm_fail(err, HM_ERR_ARGUMENT, NULL, name, "the %s is too large", role);
@@ -65,7 +65,7 @@ static hm_status take_all(struct blend *blend, const hm_tensor_info *out, const 
     HM_TRY(take(&blend->out, out, out, "result", &written, err));
     if (hm_strided_meets_itself(&blend->out))
         return hm_fail(err, HM_ERR_ARGUMENT, NULL, out->name,
-                       "the result shares memory between its own elements (an expanded view); make it contiguous first");
+                       "the result shares memory between its own elements (an expanded view); make it contiguous");
     HM_TRY(hm_multipliers_check(c, blend->part_count - 1, err));
     for (size_t i = 0; i < blend->part_count; i++) {
         const hm_tensor_info *from = i == 0 ? base : directions[i - 1];
@@ -75,7 +75,8 @@ static hm_status take_all(struct blend *blend, const hm_tensor_info *out, const 
         blend->parts[i] = (hm_blend_part){.dtype = HM_F32, .c = factor};
         if (from == NULL) continue;
         HM_TRY(take(operand, from, out, i == 0 ? "base" : "direction", &extents[i], err));
-        bool is_out = i == 0 && from->data == out->data && from->dtype == out->dtype && same_strides(operand, &blend->out);
+        bool is_out = i == 0 && from->data == out->data && from->dtype == out->dtype &&
+                      same_strides(operand, &blend->out);
         if (!is_out && hm_extents_meet(extents[i], written))
             return hm_fail(err, HM_ERR_ARGUMENT, NULL, out->name,
                            i == 0 ? "the base overlaps the result without being the same tensor; clone it"
@@ -109,7 +110,7 @@ static void flatten(struct blend *blend, const hm_extent *extents)
     out->strides[0] = 1;
 }
 
-/* ---- work ------------------------------------------------------------------------------------------------------------ */
+/* ---- work -------------------------------------------------------------------------------------------------------- */
 
 /* Fills parts with the numbers from `start` on; those that are gathered go to `blocks`. */
 static void set_parts(const struct blend *blend, hm_blend_part *parts, uint64_t start, size_t n, unsigned char *blocks)
@@ -182,7 +183,9 @@ hm_status hm_blend(const hm_tensor_info *out, const hm_tensor_info *base, const 
     hm_extent *extents = hm_alloc(blend.part_count, sizeof *extents);
     blend.operands = hm_alloc(blend.part_count, sizeof *blend.operands);
     blend.parts = hm_alloc(blend.part_count, sizeof *blend.parts);
-    hm_status status = extents != NULL && blend.operands != NULL && blend.parts != NULL ? HM_OK : hm_fail_memory(err, "a blend");
+    hm_status status = extents != NULL && blend.operands != NULL && blend.parts != NULL
+                           ? HM_OK
+                           : hm_fail_memory(err, "a blend");
     if (status == HM_OK) status = take_all(&blend, out, base, directions, c, extents, err);
     if (status == HM_OK) {
         flatten(&blend, extents);

@@ -24,14 +24,14 @@ static hm_status list_tensors(hm_layout *out, const hm_hyper *hyper, hm_error *e
         const hm_plan_tensor *tensor = &plan->tensors[t];
         bool merged = tensor->action == HM_ACTION_MERGE;
         if (hyper->base == HM_BASE_FILE && !(merged && hyper->moves[t])) continue; /* it is in the base file */
-        hm_dtype dtype = hm_output_dtype(tensor->like, hyper->dtype);
+        hm_dtype dtype = merged ? hm_output_dtype(tensor->like, hyper->dtype) : tensor->like->dtype;
         if (merged && strlen(tensor->like->name) > HM_LONGEST_MOVED_NAME)
             return hm_fail(err, HM_ERR_ARGUMENT, NULL, tensor->like->name,
                            "the tensor's name is too long to be a direction's; leave it out with --exclude");
         out->tensors[out->count++] = (hm_layout_tensor){.plan_index = t,
                                                         .like = tensor->like,
                                                         .dtype = dtype,
-                                                        .direction_dtype = hm_direction_dtype(dtype),
+                                                        .fine_dtype = hm_fine_dtype(dtype),
                                                         .merged = merged,
                                                         .moves = merged && hyper->moves[t],
                                                         .base_at = HM_NOWHERE,
@@ -96,8 +96,7 @@ static size_t make_entries(hm_layout *out, struct entry *entries, char *names)
             int written = k == 0 ? snprintf(name, room, HM_PREFIX_BASE_LOW "%s", tensor->like->name)
                                  : snprintf(name, room, HM_PREFIX_DIRECTION "%zu.%s", k, tensor->like->name);
             names += (size_t)written + 1;
-            hm_dtype dtype = k == 0 ? tensor->dtype : tensor->direction_dtype;
-            entries[n++] = (struct entry){.info = tensor_like(tensor->like, name, dtype), .tensor = i, .direction = k};
+            entries[n++] = (struct entry){.info = tensor_like(tensor->like, name, tensor->fine_dtype), .tensor = i, .direction = k};
         }
     }
     return n;

@@ -11,7 +11,8 @@
 typedef struct hm_layout_tensor {
     size_t plan_index;
     const hm_tensor_info *like;
-    hm_dtype dtype, direction_dtype;
+    hm_dtype dtype;       /* of the base value */
+    hm_dtype fine_dtype;  /* of base_low and the directions */
     bool merged, moves;
     uint32_t base_at;      /* index in `base`, or HM_NOWHERE */
     uint32_t low_at;       /* index in `extra` */

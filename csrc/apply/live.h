@@ -1,5 +1,5 @@
-/* The inside of a live binding: which targets move, where the numbers for them come from, what restore needs.  Nothing in
- * it changes after hm_live_bind, so several threads may set different targets through one binding.
+/* The inside of a live binding: which targets move, where the numbers for them come from, what restore needs.  Nothing
+ * in it changes after hm_live_bind, so several threads may set different targets through one binding.
  *
  * Three tables have one entry per moved target, in the order in which the pass reads them: target, elements, index. */
 #ifndef HM_APPLY_LIVE_H
@@ -31,12 +31,12 @@ struct hm_live {
 /* Blends that write more than this go past the caches: nobody will find the numbers there again.  Smaller ones stay. */
 #define HM_LIVE_STREAM_BYTES ((uint64_t)16 << 20)
 
-/* Finds the targets' tensors by name and fills bound, the three tables, names and kept_index (its room only).  `live` has
- * hyper, count, row_count, source and room for bound. */
+/* Finds the targets' tensors by name and fills bound, the three tables, names and kept_index (its room only).  `live`
+ * has hyper, count, row_count, source and room for bound. */
 hm_status hm_live_name(hm_live *live, const hm_tensor_info *targets, const char *const *names, hm_error *err);
 
 /* Are these the targets that were bound, may they be written, and does none touch another?  Gives the moved ones, with
- * elements and bytes filled in, as a block of [moved_count] (hm_release).  `live` needs bound, target and their counts. */
+ * elements and bytes filled in, as a block of [moved_count] (hm_release).  `live` needs bound, target, their counts. */
 hm_status hm_live_check(const hm_live *live, const hm_tensor_info *targets, size_t count, hm_tensor_info **out,
                         hm_error *err);
 

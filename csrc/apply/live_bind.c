@@ -7,15 +7,16 @@
 #define ALIGNMENT 64u /* of tensors in memory: whole cache lines */
 #define CAST_BLOCK ((size_t)8 * HM_KERNEL_COLUMNS)
 
-/* ---- copies in memory ------------------------------------------------------------------------------------------------------ */
+/* ---- copies in memory -------------------------------------------------------------------------------------------- */
 
-/* Gives every described tensor a place in one new block, and a source over it.  Of the descriptions, `data` is filled in. */
-static hm_status make_store(hm_source **source, unsigned char **block, const char *what, hm_tensor_info *infos, size_t count,
-                            hm_error *err)
+/* Gives every described tensor a place in one new block (its `data` and strides say where), and a source over it. */
+static hm_status make_store(hm_source **source, unsigned char **block, const char *what, hm_tensor_info *infos,
+                            size_t count, hm_error *err)
 {
     uint64_t total = 0, whole;
     for (size_t i = 0; i < count; i++) {
-        if (!hm_add_u64(total, infos[i].bytes, &whole) || !hm_add_u64(whole, ALIGNMENT - 1, &whole) || whole > SIZE_MAX / 2)
+        if (!hm_add_u64(total, infos[i].bytes, &whole) || !hm_add_u64(whole, ALIGNMENT - 1, &whole) ||
+            whole > SIZE_MAX / 2)
             return hm_fail_memory(err, what);
         infos[i].offset = total;
         total = whole / ALIGNMENT * ALIGNMENT;
@@ -56,12 +57,13 @@ static hm_status plan_memory(struct bind_pass *pass, hm_error *err)
         pass->copy_index[i] = (uint32_t)count;
         infos[count++] = live->source[i % live->row_count]->header.tensors[live->index[i]];
     }
-    if (status == HM_OK) status = make_store(&live->memory, &live->memory_block, "the hyper-model in memory", infos, count, err);
+    if (status == HM_OK)
+        status = make_store(&live->memory, &live->memory_block, "the hyper-model in memory", infos, count, err);
     hm_release(infos);
     return status;
 }
 
-/* ---- the pass: copy what is stored, compare W̃ with the targets --------------------------------------------------------------- */
+/* ---- the pass: copy what is stored, compare W̃ with the targets -------------------------------------------------- */
 
 static bool same_numbers(const struct bind_pass *pass, const hm_piece *piece, void *scratch)
 {
@@ -85,7 +87,8 @@ static hm_status bind_work(void *user, const hm_piece *piece, const hm_segment *
         if (piece->raw[r] == NULL) continue;
         uint32_t at = pass->copy_index[piece->tensor * live->row_count + r];
         size_t size = hm_dtype_bytes(piece->as[r]->dtype);
-        memcpy((unsigned char *)live->memory->header.tensors[at].data + piece->start * size, piece->raw[r], piece->count * size);
+        memcpy((unsigned char *)live->memory->header.tensors[at].data + piece->start * size, piece->raw[r],
+               piece->count * size);
     }
     unsigned char *differs = (unsigned char *)segment->result + piece->offset / HM_STREAM_CUT; /* one for each cut */
     if (pass->compare && *differs == 0 && !same_numbers(pass, piece, scratch)) *differs = 1;
@@ -101,8 +104,8 @@ static hm_status bind_commit(void *user, const hm_segment *segment, hm_error *er
     pass->differs[segment->tensor] = true;
     if (pass->keep_original) return HM_OK;
     return hm_fail(err, HM_ERR_MISMATCH, NULL, pass->live->names[segment->tensor],
-                   "does not hold the hyper-model's base, and the first blend would destroy what it holds; load the base, or "
-                   "use keep_original (takes memory for a copy)");
+                   "does not hold the hyper-model's base, and the first blend would destroy what it holds; load the "
+                   "base, or use keep_original (takes memory for a copy)");
 }
 
 static hm_status read_once(struct bind_pass *pass, const hm_tensor_info *moved, hm_job *job, hm_error *err)
@@ -116,7 +119,8 @@ static hm_status read_once(struct bind_pass *pass, const hm_tensor_info *moved, 
     pass->stored_rows = pass->copy ? live->row_count : HM_STORED_BASE + 1;
     for (size_t r = 0; r < pass->stored_rows; r++)
         rows[r] = (hm_stream_row){.source = live->source[r], .index = live->index + r, .stride = live->row_count};
-    if (status == HM_OK && pass->compare) status = hm_source_borrow(&held, "the targets", moved, live->moved_count, err);
+    if (status == HM_OK && pass->compare)
+        status = hm_source_borrow(&held, "the targets", moved, live->moved_count, err);
     if (status == HM_OK) {
         rows[pass->stored_rows] = (hm_stream_row){.source = held, .index = own, .stride = 1};
         const hm_stream stream = {.row_count = pass->stored_rows + (pass->compare ? 1 : 0),
@@ -135,7 +139,7 @@ static hm_status read_once(struct bind_pass *pass, const hm_tensor_info *moved, 
     return status;
 }
 
-/* ---- keeping what differs -------------------------------------------------------------------------------------------------- */
+/* ---- keeping what differs ---------------------------------------------------------------------------------------- */
 
 static hm_status keep_work(void *user, const hm_piece *piece, const hm_segment *segment, void *scratch, hm_error *err)
 {
@@ -144,7 +148,8 @@ static hm_status keep_work(void *user, const hm_piece *piece, const hm_segment *
     (void)segment;
     (void)scratch;
     (void)err;
-    memcpy((unsigned char *)kept->header.tensors[piece->tensor].data + piece->start * size, piece->raw[0], piece->count * size);
+    memcpy((unsigned char *)kept->header.tensors[piece->tensor].data + piece->start * size, piece->raw[0],
+           piece->count * size);
     return HM_OK;
 }
 
@@ -176,10 +181,12 @@ static hm_status copy_targets(hm_live *live, const hm_tensor_info *targets, hm_t
     return status;
 }
 
-static hm_status keep_differing(hm_live *live, const bool *differs, const hm_tensor_info *moved, hm_job *job, hm_error *err)
+static hm_status keep_differing(hm_live *live, const bool *differs, const hm_tensor_info *moved, hm_job *job,
+                                hm_error *err)
 {
     size_t count = 0;
-    hm_tensor_info *targets = hm_alloc(live->moved_count, sizeof *targets), *copies = hm_alloc(live->moved_count, sizeof *copies);
+    hm_tensor_info *targets = hm_alloc(live->moved_count, sizeof *targets);
+    hm_tensor_info *copies = hm_alloc(live->moved_count, sizeof *copies);
     uint32_t *own = hm_alloc(live->moved_count, sizeof *own);
     uint64_t *elements = hm_alloc(live->moved_count, sizeof *elements);
     hm_status status = targets != NULL && copies != NULL && own != NULL && elements != NULL
@@ -200,9 +207,10 @@ static hm_status keep_differing(hm_live *live, const bool *differs, const hm_ten
     return status;
 }
 
-/* ---- the call ---------------------------------------------------------------------------------------------------------------- */
+/* ---- the call ---------------------------------------------------------------------------------------------------- */
 
-static hm_status fill(hm_live *live, const hm_tensor_info *moved, const hm_live_options *options, hm_job *job, hm_error *err)
+static hm_status fill(hm_live *live, const hm_tensor_info *moved, const hm_live_options *options, hm_job *job,
+                      hm_error *err)
 {
     bool has_base = live->hyper->base != HM_BASE_NONE;
     struct bind_pass pass = {.live = live,
@@ -212,7 +220,8 @@ static hm_status fill(hm_live *live, const hm_tensor_info *moved, const hm_live_
                              .keep_original = options->keep_original};
     if (!has_base && live->moved_count > 0 && !options->keep_original)
         return hm_fail(err, HM_ERR_MISMATCH, hm_source_label(live->hyper->file), live->names[0],
-                       "the hyper-model has no base to bring the target back from; use keep_original (takes memory for a copy)");
+                       "the hyper-model has no base to bring the target back from; use keep_original (takes memory for "
+                       "a copy)");
     pass.differs = hm_alloc(live->moved_count, sizeof *pass.differs);
     hm_status status = pass.differs != NULL ? HM_OK : hm_fail_memory(err, "the list of targets");
     for (size_t t = 0; status == HM_OK && t < live->moved_count; t++) pass.differs[t] = !has_base;
@@ -230,13 +239,14 @@ static hm_status fill(hm_live *live, const hm_tensor_info *moved, const hm_live_
     return status;
 }
 
-hm_status hm_live_bind(hm_live **out, hm_hyper *hyper, const hm_tensor_info *targets, const char *const *names, size_t count,
-                       const hm_live_options *options, hm_job *job, hm_error *err)
+hm_status hm_live_bind(hm_live **out, hm_hyper *hyper, const hm_tensor_info *targets, const char *const *names,
+                       size_t count, const hm_live_options *options, hm_job *job, hm_error *err)
 {
     static const hm_live_options defaults = {0};
     if (options == NULL) options = &defaults;
     if (hyper->file == NULL)
-        return hm_fail(err, HM_ERR_ARGUMENT, NULL, NULL, "the hyper-model is not saved yet; save it, open the file and bind that");
+        return hm_fail(err, HM_ERR_ARGUMENT, NULL, NULL,
+                       "the hyper-model is not saved yet; save it, open the file and bind that");
     if (count >= HM_ABSENT) return hm_fail(err, HM_ERR_ARGUMENT, NULL, NULL, "too many targets");
     HM_TRY(hm_hyper_need_base(hyper, err));
     hm_live *live = hm_alloc(1, sizeof *live);

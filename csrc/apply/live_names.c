@@ -7,7 +7,7 @@
 #include "base/error.h"
 #include "model/strided.h"
 
-/* ---- names and shapes -------------------------------------------------------------------------------------------------- */
+/* ---- names and shapes -------------------------------------------------------------------------------------------- */
 
 /* What the hyper-model says of a tensor: of W̃, or where there is none, of its first direction.  NULL: nothing. */
 static const hm_tensor_info *find_tensor(const hm_hyper *hyper, const char *name)
@@ -39,8 +39,8 @@ static void put_shape(hm_text *text, const hm_tensor_info *tensor)
     hm_text_put(text, "]");
 }
 
-static hm_status fail_shape(const hm_live *live, const hm_tensor_info *target, const hm_tensor_info *stored, const char *name,
-                            hm_error *err)
+static hm_status fail_shape(const hm_live *live, const hm_tensor_info *target, const hm_tensor_info *stored,
+                            const char *name, hm_error *err)
 {
     hm_text text = {0};
     hm_text_put(&text, "has the shape ");
@@ -48,13 +48,15 @@ static hm_status fail_shape(const hm_live *live, const hm_tensor_info *target, c
     hm_text_put(&text, ", in the hyper-model ");
     put_shape(&text, stored);
     hm_text_put(&text, "; it belongs to another model");
-    hm_status status = text.failed ? hm_fail_memory(err, "a message")
-                                   : hm_fail(err, HM_ERR_MISMATCH, hm_source_label(live->hyper->file), name, "%s", text.data);
+    hm_status status = text.failed
+                           ? hm_fail_memory(err, "a message")
+                           : hm_fail(err, HM_ERR_MISMATCH, hm_source_label(live->hyper->file), name, "%s", text.data);
     hm_text_clear(&text);
     return status;
 }
 
-static hm_status bind_target(hm_live *live, size_t i, const hm_tensor_info *target, const char *name, bool *moves, hm_error *err)
+static hm_status bind_target(hm_live *live, size_t i, const hm_tensor_info *target, const char *name, bool *moves,
+                             hm_error *err)
 {
     const char *file = hm_source_label(live->hyper->file);
     if (name == NULL) return hm_fail(err, HM_ERR_ARGUMENT, NULL, NULL, "target %zu has no name", i + 1);
@@ -70,7 +72,8 @@ static hm_status bind_target(hm_live *live, size_t i, const hm_tensor_info *targ
     *moves = hm_stored_moves(live->hyper, name);
     if ((unsigned)target->dtype >= HM_DTYPE_COUNT || (*moves && !hm_dtype_is_float(target->dtype)))
         return hm_fail(err, HM_ERR_MISMATCH, file, name,
-                       "its target is of type %s; only floating-point tensors can hold a blend", hm_dtype_name(target->dtype));
+                       "its target is of type %s; only floating-point tensors can hold a blend",
+                       hm_dtype_name(target->dtype));
     hm_tensor_info *bound = &live->bound[i];
     *bound = (hm_tensor_info){.dtype = target->dtype, .ndim = target->ndim};
     memcpy(bound->shape, target->shape, sizeof bound->shape);
@@ -96,7 +99,7 @@ static hm_status refuse_twins(const char *const *names, size_t count, hm_error *
     return status;
 }
 
-/* ---- the moved targets --------------------------------------------------------------------------------------------------- */
+/* ---- the moved targets ------------------------------------------------------------------------------------------- */
 
 struct place {
     uint64_t offset; /* in the file: of W̃, or of the first part there is */

@@ -46,7 +46,7 @@ static unsigned char *address_of(const hm_tensor_info *target, uint64_t start)
     return (unsigned char *)target->data + start * hm_dtype_bytes(target->dtype);
 }
 
-/* ---- set ------------------------------------------------------------------------------------------------------------- */
+/* ---- set --------------------------------------------------------------------------------------------------------- */
 
 static hm_status set_work(void *user, const hm_piece *piece, const hm_segment *segment, void *scratch, hm_error *err)
 {
@@ -62,7 +62,8 @@ static hm_status set_work(void *user, const hm_piece *piece, const hm_segment *s
                                    .dtype = piece->as[r] != NULL ? piece->as[r]->dtype : HM_F32,
                                    .c = r < HM_STORED_DIRECTION ? 1 : (float)at[r - HM_STORED_DIRECTION]};
     if (hm_tensor_is_contiguous(target)) {
-        pass->kernels->blend(address_of(target, piece->start), target->dtype, parts, part_count, piece->count, pass->stream);
+        pass->kernels->blend(address_of(target, piece->start), target->dtype, parts, part_count, piece->count,
+                             pass->stream);
         return HM_OK;
     }
     for (size_t done = 0; done < piece->count; done += BLOCK) {
@@ -76,10 +77,11 @@ static hm_status set_work(void *user, const hm_piece *piece, const hm_segment *s
     return HM_OK;
 }
 
-/* ---- restore --------------------------------------------------------------------------------------------------------- */
+/* ---- restore ----------------------------------------------------------------------------------------------------- */
 
 /* Rows: W̃, the kept copies; one of them is there. */
-static hm_status restore_work(void *user, const hm_piece *piece, const hm_segment *segment, void *scratch, hm_error *err)
+static hm_status restore_work(void *user, const hm_piece *piece, const hm_segment *segment, void *scratch,
+                              hm_error *err)
 {
     const struct live_pass *pass = user;
     const hm_tensor_info *target = &pass->targets[piece->tensor];
@@ -97,7 +99,7 @@ static hm_status restore_work(void *user, const hm_piece *piece, const hm_segmen
     return HM_OK;
 }
 
-/* ---- the passes ------------------------------------------------------------------------------------------------------ */
+/* ---- the passes -------------------------------------------------------------------------------------------------- */
 
 static hm_status nothing_to_commit(void *user, const hm_segment *segment, hm_error *err)
 {
@@ -168,7 +170,8 @@ hm_status hm_live_restore(hm_live *live, const hm_tensor_info *targets, size_t c
     uint32_t *index = hm_alloc(2 * live->moved_count, sizeof *index);
     hm_status status = index != NULL ? HM_OK : hm_fail_memory(err, "the list of targets");
     if (status == HM_OK) {
-        hm_source *sources[2] = {live->source[HM_STORED_BASE], live->kept != NULL ? live->kept : live->source[HM_STORED_BASE]};
+        hm_source *sources[2] = {live->source[HM_STORED_BASE],
+                                 live->kept != NULL ? live->kept : live->source[HM_STORED_BASE]};
         for (size_t t = 0; t < live->moved_count; t++) {
             bool kept = live->kept_index[t] != HM_ABSENT;
             index[2 * t] = kept ? HM_ABSENT : live->index[t * live->row_count + HM_STORED_BASE];

@@ -43,7 +43,8 @@ static hm_status check_as_bound(const hm_tensor_info *target, const hm_tensor_in
 {
     if (target->dtype != bound->dtype)
         return hm_fail(err, HM_ERR_MISMATCH, NULL, bound->name,
-                       "was %s when it was bound and has another type now; bind the model again", hm_dtype_name(bound->dtype));
+                       "was %s when it was bound and has another type now; bind the model again",
+                       hm_dtype_name(bound->dtype));
     if (target->ndim != bound->ndim || memcmp(target->shape, bound->shape, bound->ndim * sizeof *bound->shape) != 0)
         return hm_fail(err, HM_ERR_MISMATCH, NULL, bound->name,
                        "has another shape than when it was bound; bind the model again");
@@ -51,12 +52,14 @@ static hm_status check_as_bound(const hm_tensor_info *target, const hm_tensor_in
 }
 
 /* Where a target lies; `range` stays empty where nothing has to be known of it. */
-static hm_status check_memory(const hm_tensor_info *target, const char *name, bool moved, struct range *range, hm_error *err)
+static hm_status check_memory(const hm_tensor_info *target, const char *name, bool moved, struct range *range,
+                              hm_error *err)
 {
     *range = (struct range){.name = name, .moved = moved};
     if (target->data == NULL || target->elements == 0) {
         if (!moved || target->elements == 0) return HM_OK;
-        return hm_fail(err, HM_ERR_MISMATCH, NULL, name, "has no memory (its data address is NULL), so it cannot be written");
+        return hm_fail(err, HM_ERR_MISMATCH, NULL, name,
+                       "has no memory (its data address is NULL), so it cannot be written");
     }
     if (!hm_strided_extent(target, &range->extent)) {
         if (!moved) return HM_OK;
@@ -92,11 +95,13 @@ hm_status hm_live_check(const hm_live *live, const hm_tensor_info *targets, size
                         hm_error *err)
 {
     if (count != live->count)
-        return hm_fail(err, HM_ERR_ARGUMENT, NULL, NULL, "%zu targets were given, but %zu were bound", count, live->count);
+        return hm_fail(err, HM_ERR_ARGUMENT, NULL, NULL, "%zu targets were given, but %zu were bound", count,
+                       live->count);
     struct range *ranges = hm_alloc(count, sizeof *ranges);
     bool *moves = hm_alloc(count, sizeof *moves);
     hm_tensor_info *moved = hm_alloc(live->moved_count, sizeof *moved);
-    hm_status status = ranges != NULL && moves != NULL && moved != NULL ? HM_OK : hm_fail_memory(err, "the list of targets");
+    hm_status status = ranges != NULL && moves != NULL && moved != NULL ? HM_OK
+                                                                        : hm_fail_memory(err, "the list of targets");
     if (status == HM_OK) status = check_all(live, targets, ranges, moves, moved, err);
     hm_release(ranges);
     hm_release(moves);

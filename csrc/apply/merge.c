@@ -151,16 +151,6 @@ static hm_status merge_commit(void *user, const hm_segment *segment, hm_error *e
 
 /* ---- the recipe ------------------------------------------------------------------------------------------------------------ */
 
-static void put_at(hm_text *text, const double *at, size_t count)
-{
-    hm_text_put(text, "[");
-    for (size_t k = 0; k < count; k++) {
-        if (k > 0) hm_text_put(text, ",");
-        hm_json_number(text, at[k]);
-    }
-    hm_text_put(text, "]");
-}
-
 /* {"type":"hyper-merge","hyper":name,"base":{…},"at":[…],"blocks":[{"glob","at"}…],"exact":bool,
  *  "models":[{"name","header_hash","weight"}…]}: `weight` is the model's share in the mixture at `at`. */
 static void put_recipe(hm_text *text, const hm_hyper *hyper, const hm_merge_options *options, bool exact)
@@ -185,13 +175,13 @@ static void put_recipe(hm_text *text, const hm_hyper *hyper, const hm_merge_opti
         hm_text_put(text, "}");
     }
     hm_text_put(text, ",\"at\":");
-    put_at(text, at, directions);
+    hm_json_numbers(text, at, directions);
     hm_text_put(text, ",\"blocks\":[");
     for (size_t b = 0; b < options->block_count; b++) {
         hm_text_put(text, b > 0 ? ",{\"glob\":" : "{\"glob\":");
         hm_json_string(text, options->blocks[b].glob);
         hm_text_put(text, ",\"at\":");
-        put_at(text, options->blocks[b].at, directions);
+        hm_json_numbers(text, options->blocks[b].at, directions);
         hm_text_put(text, "}");
     }
     hm_text_format(text, "],\"exact\":%s,\"models\":[", exact ? "true" : "false");

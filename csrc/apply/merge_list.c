@@ -152,8 +152,10 @@ static hm_status list_tensors(hm_merge_list *list, hm_hyper *hyper, const hm_mer
     if (options->vae != NULL) HM_TRY(apply_vae(list, options->vae, err));
     hm_dtype asked = options->dtype == HM_DTYPE_KEEP && hyper->plan != NULL ? hyper->dtype : options->dtype;
     for (size_t i = 0; i < list->count; i++) {
+        const hm_merge_tensor *tensor = &list->tensors[i];
         hm_tensor_info *like = &list->tensors[i].like;
-        like->dtype = hm_output_dtype(like, asked);
+        bool equal_in_all = hyper->file != NULL && tensor->copy_from == hyper->base_file && hm_was_merged(hyper, tensor->own);
+        if (tensor->blended || equal_in_all) like->dtype = hm_output_dtype(like, asked);
         like->bytes = like->elements * hm_dtype_bytes(like->dtype);
     }
     return HM_OK;

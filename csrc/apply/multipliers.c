@@ -9,8 +9,8 @@ hm_status hm_multipliers_check(const double *at, size_t count, hm_error *err)
 {
     for (size_t k = 0; k < count; k++)
         if (!isfinite(at[k]) || fabs(at[k]) > 1e6)
-            return hm_fail(err, HM_ERR_ARGUMENT, NULL, NULL, "multiplier %zu is %g; it must be a number of reasonable size", k + 1,
-                           at[k]);
+            return hm_fail(err, HM_ERR_ARGUMENT, NULL, NULL,
+                           "multiplier %zu is %g; it must be a number of reasonable size", k + 1, at[k]);
     return HM_OK;
 }
 
@@ -18,8 +18,9 @@ hm_status hm_multipliers_fill(double *out, const char *const *names, size_t coun
                               size_t at_count, const hm_block_value *blocks, size_t block_count, hm_error *err)
 {
     if (at_count > directions)
-        return hm_fail(err, HM_ERR_ARGUMENT, NULL, NULL, "%zu multipliers were given, but the hyper-model has %zu direction%s",
-                       at_count, directions, directions == 1 ? "" : "s");
+        return hm_fail(err, HM_ERR_ARGUMENT, NULL, NULL,
+                       "%zu multipliers were given, but the hyper-model has %zu direction%s", at_count, directions,
+                       directions == 1 ? "" : "s");
     HM_TRY(hm_multipliers_check(at, at_count, err));
     for (size_t i = 0; i < count; i++)
         for (size_t k = 0; k < directions; k++) out[i * directions + k] = k < at_count ? at[k] : 0;

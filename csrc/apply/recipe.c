@@ -71,16 +71,18 @@ void hm_meta_add_standard(hm_meta_list *list, const hm_hyper *hyper, const char 
         hm_meta_add(list, "modelspec.resolution", resolution_of(hyper->family));
         hm_meta_add(list, "modelspec.date", date);
         hm_text text = {0};
-        hm_text_put(&text, "0x");
-        hm_text_put(&text, data_hash);
-        add_text(list, "modelspec.hash_sha256", &text);
+        if (data_hash != NULL) {
+            hm_text_put(&text, "0x");
+            hm_text_put(&text, data_hash);
+            add_text(list, "modelspec.hash_sha256", &text);
+        }
         for (size_t m = 0; m < hyper->solution.members; m++) {
             if (m > 0) hm_text_put(&text, ", ");
             hm_text_put(&text, hyper->members[m].name);
         }
         add_text(list, "modelspec.merged_from", &text);
     }
-    hm_meta_add(list, "sshs_model_hash", data_hash);
+    if (data_hash != NULL) hm_meta_add(list, "sshs_model_hash", data_hash);
     add_models(list, hyper);
 }
 

@@ -23,8 +23,8 @@ typedef struct hm_meta_list {
 void hm_meta_add(hm_meta_list *list, const char *key, const char *value);
 void hm_meta_clear(hm_meta_list *list);
 
-/* format, modelspec.* (for families that have a name there) with the data area's hash, and sd_merge_models.
- * `title`: what the file is called in lists. */
+/* format, modelspec.* (for families that have a name there) and sd_merge_models.  `title`: what the file is called in lists;
+ * `data_hash`: sha256 of the data area, NULL = not known, left out. */
 void hm_meta_add_standard(hm_meta_list *list, const hm_hyper *hyper, const char *title, const char *data_hash);
 
 /* File name of a path without folder and without .safetensors, as title; owned by the caller, NULL when out of memory. */

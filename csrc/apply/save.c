@@ -40,11 +40,12 @@ static struct outputs outputs_of(const struct save_pass *pass, const hm_segment 
 {
     const hm_layout_tensor *tensor = &pass->layout->tensors[segment->tensor];
     size_t bytes = segment->count * hm_dtype_bytes(tensor->dtype);
+    size_t fine_bytes = segment->count * hm_dtype_bytes(tensor->fine_dtype);
     struct outputs out;
     out.base = (unsigned char *)segment->result + hm_stream_cuts(segment->count) * pass->members * sizeof(double);
     out.low = out.base + (tensor->base_at != HM_NOWHERE ? bytes : 0);
-    out.directions = out.low + (tensor->low_at != HM_NOWHERE ? bytes : 0);
-    out.direction_bytes = segment->count * hm_dtype_bytes(tensor->direction_dtype);
+    out.directions = out.low + (tensor->low_at != HM_NOWHERE ? fine_bytes : 0);
+    out.direction_bytes = fine_bytes;
     return out;
 }
 
@@ -53,10 +54,10 @@ static size_t result_bytes_per_element(const hm_layout *layout)
     size_t most = 1;
     for (size_t i = 0; i < layout->count; i++) {
         const hm_layout_tensor *tensor = &layout->tensors[i];
-        size_t size = hm_dtype_bytes(tensor->dtype), all = 0;
-        if (tensor->base_at != HM_NOWHERE) all += size;
-        if (tensor->low_at != HM_NOWHERE) all += size;
-        if (tensor->moves) all += layout->directions * hm_dtype_bytes(tensor->direction_dtype);
+        size_t fine = hm_dtype_bytes(tensor->fine_dtype), all = 0;
+        if (tensor->base_at != HM_NOWHERE) all += hm_dtype_bytes(tensor->dtype);
+        if (tensor->low_at != HM_NOWHERE) all += fine;
+        if (tensor->moves) all += layout->directions * fine;
         if (all > most) most = all;
     }
     return most;
@@ -130,8 +131,8 @@ static void store_mean(const struct save_pass *pass, const hm_layout_tensor *ten
                        struct save_scratch scratch)
 {
     const hm_kernels *kernels = pass->kernels;
-    size_t size = hm_dtype_bytes(tensor->dtype);
-    unsigned char *stored = out.base + at * size, *low = out.low + at * size;
+    hm_dtype fine = tensor->fine_dtype;
+    unsigned char *stored = out.base + at * hm_dtype_bytes(tensor->dtype), *low = out.low + at * hm_dtype_bytes(fine);
     memcpy(scratch.base, scratch.reference, n * sizeof(float));
     kernels->axpy(scratch.base, 1.0f, scratch.mixed, n);
     kernels->store[tensor->dtype](scratch.base, stored, n);
@@ -140,8 +141,8 @@ static void store_mean(const struct save_pass *pass, const hm_layout_tensor *ten
     float *left_over = scratch.mixed; /* the mean's offset is no longer needed */
     kernels->load[tensor->dtype](stored, left_over, n);
     for (size_t i = 0; i < n; i++) left_over[i] = scratch.base[i] - left_over[i];
-    kernels->store[tensor->dtype](left_over, low, n);
-    kernels->load[tensor->dtype](low, left_over, n);
+    kernels->store[fine](left_over, low, n);
+    kernels->load[fine](low, left_over, n);
     kernels->axpy(scratch.shift, 1.0f, left_over, n);
 }
 
@@ -159,7 +160,7 @@ static hm_status save_work(void *user, const hm_piece *piece, const hm_segment *
     }
     size_t members = pass->members, directions = tensor->moves ? pass->directions : 0;
     bool mean = pass->hyper->base == HM_BASE_MEAN;
-    size_t size = hm_dtype_bytes(tensor->direction_dtype);
+    size_t size = hm_dtype_bytes(tensor->fine_dtype);
     for (size_t done = 0; done < piece->count; done += COLUMNS) {
         size_t n = piece->count - done < COLUMNS ? piece->count - done : COLUMNS, at = (size_t)piece->offset + done;
         double *sums = (double *)segment->result + at / HM_STREAM_CUT * members;
@@ -169,8 +170,8 @@ static hm_status save_work(void *user, const hm_piece *piece, const hm_segment *
         for (size_t k = 0; k < directions; k++) {
             unsigned char *stored = out.directions + k * out.direction_bytes + at * size;
             float *row = scratch.mixed + (1 + k) * COLUMNS;
-            kernels->store[tensor->direction_dtype](row, stored, n);
-            kernels->load[tensor->direction_dtype](stored, row, n);
+            kernels->store[tensor->fine_dtype](row, stored, n);
+            kernels->load[tensor->fine_dtype](stored, row, n);
         }
         if (directions == pass->directions)
             kernels->residual(scratch.rows, COLUMNS, members, n, mean ? scratch.shift : NULL, scratch.mixed + COLUMNS,
@@ -409,8 +410,10 @@ static bool wants_low(const hm_hyper *hyper, const hm_save_options *options)
     return options->base_low || sqrt(hyper->rounding) > LOW_THRESHOLD * smallest;
 }
 
-static hm_status begin_files(struct save_files *files, struct save_pass *pass, const char *path, bool split, hm_error *err)
+static hm_status begin_files(struct save_files *files, struct save_pass *pass, const char *path,
+                             const hm_save_options *options, hm_error *err)
 {
+    bool split = options->split;
     hm_hyper *hyper = pass->hyper;
     const hm_layout *layout = &files->layout;
     size_t members = hyper->solution.members;
@@ -420,6 +423,7 @@ static hm_status begin_files(struct save_files *files, struct save_pass *pass, c
     for (size_t m = 0; m < members; m++) files->placeholders[m] = HM_NUMBER_PLACEHOLDER;
 
     if (split) {
+        /* A split-off base is written front to back, so its hash costs nothing. */
         HM_TRY(make_meta(&files->meta, hyper, files->base_path, NULL, HM_HASH_PLACEHOLDER, false, err));
         HM_TRY(hm_output_begin(&files->base, files->base_path, layout->base, layout->base_count, files->meta.entries,
                                files->meta.count, err));
@@ -433,7 +437,7 @@ static hm_status begin_files(struct save_files *files, struct save_pass *pass, c
     size_t base_here = split ? 0 : layout->base_count;
     if (base_here > 0) memcpy(files->all, layout->base, base_here * sizeof *files->all);
     memcpy(files->all + base_here, layout->extra, layout->extra_count * sizeof *files->all);
-    HM_TRY(make_meta(&files->meta, hyper, path, files->placeholders, HM_HASH_PLACEHOLDER, true, err));
+    HM_TRY(make_meta(&files->meta, hyper, path, files->placeholders, options->hash ? HM_HASH_PLACEHOLDER : NULL, true, err));
     HM_TRY(hm_output_begin(&files->hyper, path, files->all, base_here + layout->extra_count, files->meta.entries,
                            files->meta.count, err));
     hm_meta_clear(&files->meta);
@@ -443,9 +447,10 @@ static hm_status begin_files(struct save_files *files, struct save_pass *pass, c
     return HM_OK;
 }
 
-static hm_status finish_files(struct save_files *files, struct save_pass *pass, const char *path, bool split, hm_job *job,
-                              hm_error *err)
+static hm_status finish_files(struct save_files *files, struct save_pass *pass, const char *path,
+                              const hm_save_options *options, hm_job *job, hm_error *err)
 {
+    bool split = options->split;
     hm_hyper *hyper = pass->hyper;
     size_t members = hyper->solution.members;
     char hash[65];
@@ -464,8 +469,8 @@ static hm_status finish_files(struct save_files *files, struct save_pass *pass, 
         HM_TRY(hm_output_finish(&files->base, files->meta.entries, files->meta.count, hyper->base_header_hash, err));
         hm_meta_clear(&files->meta);
     }
-    HM_TRY(hm_output_data_hash(&files->hyper, hash, job, err));
-    HM_TRY(make_meta(&files->meta, hyper, path, stored, hash, true, err));
+    if (options->hash) HM_TRY(hm_output_data_hash(&files->hyper, hash, job, err));
+    HM_TRY(make_meta(&files->meta, hyper, path, stored, options->hash ? hash : NULL, true, err));
     HM_TRY(hm_output_finish(&files->hyper, files->meta.entries, files->meta.count, NULL, err));
     if (split) HM_TRY(hm_output_publish(&files->base, err));
     return hm_output_publish(&files->hyper, err);
@@ -513,9 +518,9 @@ hm_status hm_hyper_save(hm_hyper *hyper, const char *path, const hm_save_options
     }
     if (status == HM_OK) status = check_targets(&files, hyper, path, options, err);
     if (status == HM_OK) status = hm_layout_make(&files.layout, hyper, wants_low(hyper, options), split, err);
-    if (status == HM_OK) status = begin_files(&files, &pass, path, split, err);
+    if (status == HM_OK) status = begin_files(&files, &pass, path, options, err);
     if (status == HM_OK) status = run_pass(&pass, job, err);
-    if (status == HM_OK) status = finish_files(&files, &pass, path, split, job, err);
+    if (status == HM_OK) status = finish_files(&files, &pass, path, options, job, err);
     if (status == HM_OK) { /* the file is there: what was measured on it becomes part of the document */
         hm_release(hyper->residual_stored);
         hyper->residual_stored = files.stored;

@@ -15,8 +15,8 @@ size_t hm_stored_rows(const hm_hyper *hyper);
 hm_source *hm_stored_source(const hm_hyper *hyper, size_t row);
 /* Is the tensor of that name more than its base value: does a direction move it, or has it a base_low? */
 bool hm_stored_moves(const hm_hyper *hyper, const char *name);
-/* Fills index[hm_stored_rows], each in its row's source or HM_ABSENT.  What is there must have the shape of `like` and a
- * floating-point type, else HM_ERR_FORMAT: the file may say anything. */
+/* Fills index[hm_stored_rows], each in its row's source or HM_ABSENT.  What is there must have the shape of `like` and
+ * a floating-point type, else HM_ERR_FORMAT: the file may say anything. */
 hm_status hm_stored_index(const hm_hyper *hyper, const hm_tensor_info *like, uint32_t *index, hm_error *err);
 
 #endif

@@ -152,3 +152,13 @@ int hm_tensor_usual_order(const void *a, const void *b)
     int by_type = hm_dtype_write_rank(x->dtype) - hm_dtype_write_rank(y->dtype);
     return by_type != 0 ? by_type : strcmp(x->name, y->name);
 }
+
+void hm_json_numbers(hm_text *out, const double *values, size_t count)
+{
+    hm_text_put(out, "[");
+    for (size_t i = 0; i < count; i++) {
+        if (i > 0) hm_text_put(out, ",");
+        hm_json_number(out, values[i]);
+    }
+    hm_text_put(out, "]");
+}

@@ -23,6 +23,8 @@ void hm_json_string(hm_text *out, const char *value);
 /* Appends the shortest of %.15g … %.17g that reads back as `value`; "null" when it is not finite.  Independent of the
  * locale. */
 void hm_json_number(hm_text *out, double value);
+/* Appends "[a,b,…]" of such numbers. */
+void hm_json_numbers(hm_text *out, const double *values, size_t count);
 /* The usual order of tensors: element size descending, within one size the library's order of types (F32 before I32,
  * BF16 before F16), then name: as the safetensors library writes, so that hashes over the data area agree.  For qsort
  * on hm_tensor_info. */

@@ -31,8 +31,8 @@ bool hm_strided_extent(const hm_tensor_info *tensor, hm_extent *out)
     if (tensor->elements == 0) return true;
     for (unsigned d = 0; d < tensor->ndim; d++) {
         uint64_t bytes, *side = tensor->strides[d] < 0 ? &below : &above;
-        if (!hm_mul_u64(magnitude(tensor->strides[d]), size, &bytes) || !hm_mul_u64(bytes, tensor->shape[d] - 1, &bytes) ||
-            !hm_add_u64(*side, bytes, side))
+        if (!hm_mul_u64(magnitude(tensor->strides[d]), size, &bytes) ||
+            !hm_mul_u64(bytes, tensor->shape[d] - 1, &bytes) || !hm_add_u64(*side, bytes, side))
             return false;
     }
     /* Half of what a pointer difference can hold: so a stride times its whole dimension fits as well. */
@@ -67,7 +67,7 @@ bool hm_strided_meets_itself(const hm_tensor_info *tensor)
     }
 }
 
-/* ---- scatter --------------------------------------------------------------------------------------------------------- */
+/* ---- scatter ----------------------------------------------------------------------------------------------------- */
 
 /* The dimensions that matter: those of one element are left out, neighbours that make one even row become one.  The
  * height and width of a channels-last picture are such neighbours. */

@@ -1,6 +1,7 @@
 #include "solve/hyper.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "base/error.h"
@@ -79,11 +80,10 @@ void hm_mean_weights(const hm_hyper *hyper, double *out)
 
 hm_dtype hm_output_dtype(const hm_tensor_info *like, hm_dtype asked)
 {
-    if (asked == HM_DTYPE_KEEP || !hm_dtype_is_float(like->dtype)) return like->dtype;
-    return hm_name_rule(like->name, like->dtype) == HM_RULE_MERGE ? asked : like->dtype;
+    return asked == HM_DTYPE_KEEP || !hm_dtype_is_float(like->dtype) ? like->dtype : asked;
 }
 
-hm_dtype hm_direction_dtype(hm_dtype stored)
+hm_dtype hm_fine_dtype(hm_dtype stored)
 {
     return stored == HM_F8_E4M3 || stored == HM_F8_E5M2 ? HM_F16 : stored;
 }
@@ -99,6 +99,12 @@ uint32_t hm_part_index(const hm_hyper *hyper, size_t k, const char *name)
     int length = k == 0 ? snprintf(full, sizeof full, HM_PREFIX_BASE_LOW "%s", name)
                         : snprintf(full, sizeof full, HM_PREFIX_DIRECTION "%zu.%s", k, name);
     return length > 0 && (size_t)length < sizeof full ? hm_source_index(hyper->file, full) : HM_ABSENT;
+}
+
+bool hm_was_merged(const hm_hyper *hyper, const char *name)
+{
+    return hm_part_index(hyper, 1, name) != HM_ABSENT || hm_part_index(hyper, 0, name) != HM_ABSENT ||
+           bsearch(&name, hyper->unmoved, hyper->unmoved_count, sizeof *hyper->unmoved, hm_text_order) != NULL;
 }
 
 hm_status hm_hyper_need_base(const hm_hyper *hyper, hm_error *err)

@@ -60,10 +60,12 @@ struct hm_hyper {
     char *document;          /* the metadata as it stands in the file */
 };
 
-/* Type under which a merged or copied tensor is written when the carrier has `like` and the user asked for `asked`. */
+/* Type under which a merged tensor is written when the carrier has `like` and the user asked for `asked`.  Copied ones keep
+ * their type: a VAE that was trained for f32 may not fit into f16. */
 hm_dtype hm_output_dtype(const hm_tensor_info *like, hm_dtype asked);
-/* Directions of an fp8 tensor are kept in f16: three bits of mantissa would drown them. */
-hm_dtype hm_direction_dtype(hm_dtype stored);
+/* Type of base_low and the directions of a tensor: its own, but f16 for fp8, whose two or three bits of mantissa would drown
+ * them. */
+hm_dtype hm_fine_dtype(hm_dtype stored);
 
 /* Weights that sum to 1 (of the mean), for all members. */
 void hm_mean_weights(const hm_hyper *hyper, double *out);
@@ -75,6 +77,10 @@ hm_status hm_document_write(const hm_hyper *hyper, const double *residual_stored
 int hm_text_order(const void *a, const void *b);
 /* Index in the file of direction k ≥ 1 (k = 0: base_low) of a tensor of an opened hyper-model, or HM_ABSENT. */
 uint32_t hm_part_index(const hm_hyper *hyper, size_t k, const char *name);
+
+/* Whether a tensor of an opened hyper-model was merged when it was made, rather than copied: it moves, or it is known to be
+ * equal in all inputs. */
+bool hm_was_merged(const hm_hyper *hyper, const char *name);
 
 /* HM_ERR_IO when the linked base of an opened hyper-model was not found: for calls that need its numbers. */
 hm_status hm_hyper_need_base(const hm_hyper *hyper, hm_error *err);

@@ -8,22 +8,12 @@
 
 #define BLOCK_GRAM_MARGIN ((size_t)HM_MAX_MEMBERS * 64)
 
-static void put_numbers(hm_text *out, const double *values, size_t count, size_t stride)
-{
-    hm_text_put(out, "[");
-    for (size_t i = 0; i < count; i++) {
-        if (i > 0) hm_text_put(out, ",");
-        hm_json_number(out, values[i * stride]);
-    }
-    hm_text_put(out, "]");
-}
-
 static void put_matrix(hm_text *out, const double *matrix, size_t rows, size_t columns)
 {
     hm_text_put(out, "[");
     for (size_t i = 0; i < rows; i++) {
         if (i > 0) hm_text_put(out, ",");
-        put_numbers(out, matrix + i * columns, columns, 1);
+        hm_json_numbers(out, matrix + i * columns, columns);
     }
     hm_text_put(out, "]");
 }
@@ -76,7 +66,7 @@ static void put_members(hm_text *out, const hm_hyper *hyper, const double *resid
         if (member->header_hash[0] != 0) put_pair(out, "header_hash", member->header_hash);
         if (member->sha256[0] != 0) put_pair(out, "sha256", member->sha256);
         hm_text_put(out, ",\"multipliers\":");
-        put_numbers(out, solution->multipliers + m * solution->directions, solution->directions, 1);
+        hm_json_numbers(out, solution->multipliers + m * solution->directions, solution->directions);
         hm_text_put(out, ",\"residual\":");
         hm_json_number(out, solution->residual[m]);
         if (residual_stored != NULL) {
@@ -133,7 +123,7 @@ static void put_blocks(hm_text *out, const hm_hyper *hyper, bool with_grams)
         hm_text_put(out, ",\"total\":");
         hm_json_number(out, total);
         hm_text_put(out, ",\"explained\":");
-        put_numbers(out, explained, directions, 1);
+        hm_json_numbers(out, explained, directions);
         if (with_grams) {
             hm_text_put(out, ",\"gram\":");
             put_matrix(out, block->gram, members, members);
@@ -155,16 +145,16 @@ static void put_document(hm_text *out, const hm_hyper *hyper, const double *resi
     hm_text_format(out, ",\"directions\":%zu,\"rank\":%zu,", solution->directions, solution->rank);
     put_members(out, hyper, residual_stored);
     hm_text_put(out, ",\"explained_variance_ratio\":");
-    put_numbers(out, solution->explained, solution->directions, 1);
+    hm_json_numbers(out, solution->explained, solution->directions);
     hm_text_put(out, ",\"spectrum\":");
-    put_numbers(out, solution->eigenvalues, solution->members, 1);
+    hm_json_numbers(out, solution->eigenvalues, solution->members);
     hm_text_put(out, ",\"loss\":");
     hm_json_number(out, solution->loss);
     hm_text_put(out, ",\"total\":");
     hm_json_number(out, solution->total);
     if (solution->method == HM_ALS) {
         hm_text_format(out, ",\"iterations\":%zu,\"loss_history\":", solution->iterations);
-        put_numbers(out, solution->history, solution->history_count, 1);
+        hm_json_numbers(out, solution->history, solution->history_count);
     }
     hm_text_put(out, ",\"selection\":{");
     put_texts(out, "include", hyper->include, hyper->include_count);

@@ -2,7 +2,6 @@
  * With D the K directions and x = X − B:  c minimises ‖x − Σ c_k D_k‖², so ⟨D_j, D_k⟩ c = ⟨D_j, x⟩; one Gram matrix of
  * (D_1 … D_K, x) holds all of it. */
 #include <math.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "base/error.h"
@@ -26,14 +25,6 @@ static hm_selection selection_of(const hm_hyper *hyper)
 }
 
 /* ---- opened: the directions lie in the file ---------------------------------------------------------------------------- */
-
-/* Whether a tensor was merged when the hyper-model was made, rather than copied: it moves, or it is known to be equal in
- * all inputs. */
-static bool was_merged(const hm_hyper *hyper, const char *name)
-{
-    return hm_part_index(hyper, 1, name) != HM_ABSENT ||
-           bsearch(&name, hyper->unmoved, hyper->unmoved_count, sizeof *hyper->unmoved, hm_text_order) != NULL;
-}
 
 /* Without a base nothing else checks that X has what the directions move. */
 static hm_status check_has_all(const hm_hyper *hyper, const hm_source *x, hm_error *err)
@@ -73,7 +64,7 @@ static hm_status measure_opened(struct projection *out, hm_hyper *hyper, hm_sour
         if (plan->tensors[t].action != HM_ACTION_MERGE) continue;
         uint32_t *row = index + count * columns;
         const char *name = plan->tensors[t].like->name;
-        if (!was_merged(hyper, name)) continue;
+        if (!hm_was_merged(hyper, name)) continue;
         for (size_t k = 0; k < directions; k++) row[k] = hm_part_index(hyper, k + 1, name);
         row[directions] = plan->index[t];
         row[directions + 1] = plan->base_index[t];

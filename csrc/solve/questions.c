@@ -71,20 +71,10 @@ static void put_key(hm_text *text, const char *key)
     hm_text_put(text, ":");
 }
 
-static void put_values(hm_text *text, const double *values, size_t count)
-{
-    hm_text_put(text, "[");
-    for (size_t i = 0; i < count; i++) {
-        if (i > 0) hm_text_put(text, ",");
-        hm_json_number(text, values[i]);
-    }
-    hm_text_put(text, "]");
-}
-
 void hm_put_vector(hm_text *text, const char *key, const double *values, size_t count)
 {
     put_key(text, key);
-    put_values(text, values, count);
+    hm_json_numbers(text, values, count);
 }
 
 void hm_put_matrix(hm_text *text, const char *key, const double *values, size_t rows, size_t columns)
@@ -93,7 +83,7 @@ void hm_put_matrix(hm_text *text, const char *key, const double *values, size_t 
     hm_text_put(text, "[");
     for (size_t i = 0; i < rows; i++) {
         if (i > 0) hm_text_put(text, ",");
-        put_values(text, values + i * columns, columns);
+        hm_json_numbers(text, values + i * columns, columns);
     }
     hm_text_put(text, "]");
 }

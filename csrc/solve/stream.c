@@ -13,8 +13,10 @@
 #define SMALLEST_BUDGET ((uint64_t)16 << 20)
 #define LARGEST_BUDGET ((uint64_t)4 << 30) /* more would not make it faster */
 #define MOST_THREADS 16u
-/* Workers beyond the computing ones: they keep reads under way.  Two more fill the queue of an NVMe disk. */
+/* Workers beyond the computing ones: they keep reads under way.  Two more fill the queue of an NVMe disk; two more again
+ * where what was computed must also be written. */
 #define READERS 2u
+#define WRITERS 2u
 #define SLOTS_AHEAD 2u
 /* A warm step of all rows together, in elements: as f16 it fills half of a 1 MiB second-level cache. */
 #define WARM_ELEMENTS ((size_t)256 * HM_KERNEL_COLUMNS)
@@ -376,7 +378,7 @@ hm_status hm_stream_run(const hm_stream *stream, hm_job *job, hm_error *err)
     if (budget > LARGEST_BUDGET) budget = LARGEST_BUDGET;
     unsigned computing = job != NULL && job->threads > 0 ? job->threads : hm_cpu_count();
     if (computing > MOST_THREADS) computing = MOST_THREADS;
-    unsigned workers = computing + READERS;
+    unsigned workers = computing + READERS + (stream->finish != NULL ? WRITERS : 0);
 
     struct pass pass = {.stream = stream, .job = job, .tokens = computing, };
     for (size_t t = 0; t < stream->tensor_count; t++)

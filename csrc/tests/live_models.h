@@ -46,7 +46,8 @@ static inline void models_begin(model_set *set, const part *parts, size_t part_c
             }
             infos[i] = (hm_tensor_info){.name = parts[i].name, .dtype = HM_F32, .ndim = parts[i].ndim, .data = numbers};
             memcpy(infos[i].shape, parts[i].shape, sizeof parts[i].shape);
-            for (unsigned d = parts[i].ndim; d-- > 0; stride *= parts[i].shape[d]) infos[i].strides[d] = (int64_t)stride;
+            for (unsigned d = parts[i].ndim; d-- > 0; stride *= parts[i].shape[d])
+                infos[i].strides[d] = (int64_t)stride;
         }
         char name[32];
         snprintf(name, sizeof name, "model%zu", m);
@@ -76,7 +77,7 @@ static inline hm_hyper *make_hyper(const model_set *set, const char *path, const
     return opened;
 }
 
-/* ---- targets ----------------------------------------------------------------------------------------------------------- */
+/* ---- targets ----------------------------------------------------------------------------------------------------- */
 
 typedef enum layout { ROW_MAJOR, CHANNELS_LAST, ODD, LAYOUTS } layout;
 #define GUARD 0xee /* what lies between and around the elements of a target */
@@ -100,7 +101,8 @@ static inline void lay_out(hm_tensor_info *info, layout how, uint64_t *span, uin
         *span = stride;
         return;
     }
-    for (unsigned d = info->ndim; d-- > 0; stride = stride * info->shape[d] + (how == ODD)) info->strides[d] = (int64_t)stride;
+    for (unsigned d = info->ndim; d-- > 0; stride = stride * info->shape[d] + (how == ODD))
+        info->strides[d] = (int64_t)stride;
     *span = stride + 1;
     if (how == ODD && info->ndim > 0 && info->shape[0] > 0) {
         *first = (uint64_t)info->strides[0] * (info->shape[0] - 1);

@@ -4,7 +4,7 @@
 #include "tests/live_models.h"
 
 static const part parts[] = {
-    {"block.0.weight", 4, {5, 4, 3, 3}, 0}, {"block.1.weight", 2, {67, 33}, 0}, {"block.1.bias", 1, {1031}, 0},
+    {"block.0.weight", 4, {5, 4, 3, 3}, 0}, {"block.1.weight", 2, {131, 163}, 0}, {"block.1.bias", 1, {1031}, 0},
     {"fixed.weight", 2, {3, 7}, 1},         {"last.scale", 0, {0}, 0},          {"last.weight", 3, {3, 1, 41}, 0},
     {"none", 2, {0, 3}, 0},
 };
@@ -15,10 +15,12 @@ static hm_source *merged(folder *f, hm_hyper *hyper, const double *at, size_t at
                          size_t block_count, hm_dtype dtype)
 {
     const char *path = folder_file(f, "merged.safetensors");
-    hm_merge_options options = {.at = at, .at_count = at_count, .blocks = blocks, .block_count = block_count, .dtype = dtype};
+    hm_merge_options options = {
+        .at = at, .at_count = at_count, .blocks = blocks, .block_count = block_count, .dtype = dtype};
     hm_source *source = NULL;
     hm_error err = {0};
-    if (!CHECK(hm_hyper_merge(hyper, path, &options, NULL, &err) == HM_OK && hm_source_open(&source, path, &err) == HM_OK))
+    if (!CHECK(hm_hyper_merge(hyper, path, &options, NULL, &err) == HM_OK &&
+               hm_source_open(&source, path, &err) == HM_OK))
         fprintf(stderr, "    %s\n", err.message);
     return source;
 }
@@ -29,10 +31,10 @@ static int good(hm_status status, const hm_error *err)
     return status == HM_OK;
 }
 
-/* ---- types × layouts × where the numbers come from ----------------------------------------------------------------------- */
+/* ---- types × layouts × where the numbers come from --------------------------------------------------------------- */
 
-static void check_one(hm_hyper *hyper, const model_set *set, hm_dtype dtype, layout how, bool in_memory, const hm_source *expected,
-                      const double *at, size_t at_count, unsigned threads)
+static void check_one(hm_hyper *hyper, const model_set *set, hm_dtype dtype, layout how, bool in_memory,
+                      const hm_source *expected, const double *at, size_t at_count, unsigned threads)
 {
     bool has_base = hyper->base_file != NULL;
     hm_live_options options = {.in_memory = in_memory, .keep_original = !has_base};
@@ -72,7 +74,7 @@ static void test_types(folder *f, const model_set *set, hm_dtype stored, bool lo
     hm_hyper_close(hyper);
 }
 
-/* ---- kinds of base, many directions ---------------------------------------------------------------------------------------- */
+/* ---- kinds of base, many directions ------------------------------------------------------------------------------ */
 
 static void test_bases(folder *f, const model_set *set, unsigned directions)
 {
@@ -90,7 +92,8 @@ static void test_bases(folder *f, const model_set *set, unsigned directions)
     const char *path = folder_file(f, "base.safetensors");
     hm_merge_options start = {.dtype = HM_F16, .force = true};
     CHECK(hm_hyper_merge(hypers[0], path, &start, NULL, NULL) == HM_OK && hm_source_open(&base, path, NULL) == HM_OK);
-    hm_solve_options linked = {.base = HM_BASE_FILE, .base_source = base, .directions = directions, .dtype = HM_DTYPE_KEEP};
+    hm_solve_options linked = {
+        .base = HM_BASE_FILE, .base_source = base, .directions = directions, .dtype = HM_DTYPE_KEEP};
     hm_solve_options none = {.base = HM_BASE_NONE, .directions = directions, .dtype = HM_F16};
     hypers[2] = make_hyper(set, folder_file(f, "linked.hyper.safetensors"), &linked, &plain);
     hypers[3] = make_hyper(set, folder_file(f, "none.hyper.safetensors"), &none, &plain);
@@ -107,7 +110,8 @@ static void test_bases(folder *f, const model_set *set, unsigned directions)
         hm_live *live = NULL;
         hm_error err = {0};
         targets_begin(&t, set, HM_F32, ROW_MAJOR);
-        CHECK(hm_live_bind(&live, hypers[3], t.infos, t.names, t.count, NULL, NULL, &err) == HM_ERR_MISMATCH && live == NULL);
+        CHECK(hm_live_bind(&live, hypers[3], t.infos, t.names, t.count, NULL, NULL, &err) == HM_ERR_MISMATCH &&
+              live == NULL);
         CHECK_HAS(err.message, "keep_original");
         targets_end(&t);
     }
@@ -115,7 +119,7 @@ static void test_bases(folder *f, const model_set *set, unsigned directions)
     hm_source_close(base);
 }
 
-/* ---- no drift ---------------------------------------------------------------------------------------------------------------- */
+/* ---- no drift ---------------------------------------------------------------------------------------------------- */
 
 static void test_walk(folder *f, const model_set *set, hm_hyper *hyper)
 {
@@ -138,7 +142,8 @@ static void test_walk(folder *f, const model_set *set, hm_hyper *hyper)
             fine = fine && hm_live_set(live[i], t[i].infos, t[i].count, at, given, NULL, 0, &job, NULL) == HM_OK;
         CHECK(fine);
         if (step % 100 != 0) continue;
-        hm_source *expected = merged(f, hyper, at, given, NULL, 0, HM_F16), *there = merged(f, hyper, far, 2, NULL, 0, HM_F16);
+        hm_source *expected = merged(f, hyper, at, given, NULL, 0, HM_F16);
+        hm_source *there = merged(f, hyper, far, 2, NULL, 0, HM_F16);
         for (size_t i = 0; expected != NULL && there != NULL && i < 2; i++) {
             CHECK(targets_equal(&t[i], set, expected));
             CHECK(hm_live_set(live[i], t[i].infos, t[i].count, far, 2, NULL, 0, NULL, NULL) == HM_OK);
@@ -155,7 +160,18 @@ static void test_walk(folder *f, const model_set *set, hm_hyper *hyper)
     }
 }
 
-/* ---- blocks, targets left out, storage that moved ---------------------------------------------------------------------------- */
+/* ---- blocks, targets left out, storage that moved ---------------------------------------------------------------- */
+
+/* Target i alone holds what a merge at those multipliers gives. */
+static int one_is_at(folder *f, hm_hyper *hyper, const model_set *set, const targets *t, size_t i, const double *at)
+{
+    targets one = {.count = 1, .infos = {t->infos[i]}, .names = {t->names[i]}, .memory = {t->memory[i]},
+                   .memory_bytes = {t->memory_bytes[i]}};
+    hm_source *expected = merged(f, hyper, at, 2, NULL, 0, t->infos[i].dtype);
+    int same = expected != NULL && targets_equal(&one, set, expected);
+    hm_source_close(expected);
+    return same;
+}
 
 static void test_blocks(folder *f, const model_set *set, hm_hyper *hyper)
 {
@@ -174,6 +190,8 @@ static void test_blocks(folder *f, const model_set *set, hm_hyper *hyper)
     CHECK(good(hm_live_set(live, t.infos, t.count, at, 2, blocks, 3, NULL, &err), &err));
     hm_source *expected = merged(f, hyper, at, 2, blocks, 3, HM_F32);
     CHECK(targets_equal(&t, set, expected));
+    CHECK(one_is_at(f, hyper, set, &t, 0, zero) && one_is_at(f, hyper, set, &t, 1, zero));
+    CHECK(one_is_at(f, hyper, set, &t, 2, other)); /* block.1.bias: the last match wins */
 
     unsigned char *before = targets_copy(&t, &bytes);
     CHECK(hm_live_set(live, t.infos, t.count, at, 2, &unknown, 1, NULL, &err) == HM_ERR_ARGUMENT);
@@ -192,7 +210,7 @@ static void test_blocks(folder *f, const model_set *set, hm_hyper *hyper)
     targets_end(&moved);
 }
 
-/* ---- keep_original --------------------------------------------------------------------------------------------------------------- */
+/* ---- keep_original ----------------------------------------------------------------------------------------------- */
 
 static void test_keep(folder *f, const model_set *set, hm_hyper *hyper)
 {
@@ -210,7 +228,8 @@ static void test_keep(folder *f, const model_set *set, hm_hyper *hyper)
         *element_at(&t.infos[3], 0) ^= 1;                    /* fixed: nobody minds */
         size_t bytes;
         unsigned char *before = targets_copy(&t, &bytes), *again = targets_copy(&t, &bytes);
-        CHECK(hm_live_bind(&live, hyper, t.infos, t.names, t.count, &options, NULL, &err) == HM_ERR_MISMATCH && live == NULL);
+        CHECK(hm_live_bind(&live, hyper, t.infos, t.names, t.count, &options, NULL, &err) == HM_ERR_MISMATCH &&
+              live == NULL);
         CHECK_HAS(err.tensor, "block.1.");
         CHECK_HAS(err.message, "load the base, or use keep_original");
         CHECK(targets_untouched(&t, before));
@@ -227,7 +246,7 @@ static void test_keep(folder *f, const model_set *set, hm_hyper *hyper)
     hm_source_close(expected);
 }
 
-/* ---- two threads: two bindings, and one binding with two sets of targets ----------------------------------------------------------- */
+/* ---- two threads: two bindings, and one binding with two sets of targets ----------------------------------------- */
 
 struct walker {
     hm_live *live;
@@ -274,7 +293,7 @@ static void test_threads(folder *f, const model_set *set, hm_hyper *hyper)
     }
 }
 
-/* ---- a large tensor: many pieces, stores past the caches, cancel --------------------------------------------------------------------- */
+/* ---- a large tensor: many pieces, stores past the caches, cancel ------------------------------------------------- */
 
 static int cancel_soon(void *user, uint64_t done, uint64_t total)
 {

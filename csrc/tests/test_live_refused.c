@@ -2,7 +2,10 @@
 #include "tests/live_models.h"
 
 static const part parts[] = {
-    {"a.weight", 2, {8, 6}, 0}, {"b.weight", 4, {2, 3, 2, 2}, 0}, {"b.bias", 1, {48}, 0}, {"fixed.weight", 2, {8, 6}, 1},
+    {"a.weight", 2, {8, 6}, 0},
+    {"b.weight", 4, {2, 3, 2, 2}, 0},
+    {"b.bias", 1, {48}, 0},
+    {"fixed.weight", 2, {8, 6}, 1},
 };
 #define PART_COUNT (sizeof parts / sizeof parts[0])
 
@@ -70,6 +73,10 @@ static void test_bind(hm_hyper *hyper, const model_set *set)
     t.infos[3].data = t.infos[0].data; /* one of the two would be written */
     refuse_bind(hyper, &t, HM_ERR_MISMATCH, "fixed.weight", "same memory as a.weight");
 
+    t.infos[3].data = whole.infos[3].data;
+    t.infos[0].data = (const char *)t.infos[3].data + 40 * 4; /* the one that is written begins behind the other */
+    refuse_bind(hyper, &t, HM_ERR_MISMATCH, "a.weight", "same memory as fixed.weight");
+
     /* Of tensors that no direction moves only the name and the shape matter. */
     hm_live_options keep = {.keep_original = true};
     hm_live *live = NULL;
@@ -94,7 +101,8 @@ static void test_set(hm_hyper *hyper, const model_set *set)
         const double *at;
         size_t count;
         const char *text;
-    } wrong[] = {{nan_at, 2, "multiplier 2 is"}, {inf_at, 1, "multiplier 1 is inf"}, {three, 3, "3 multipliers were given"}};
+    } wrong[] = {
+        {nan_at, 2, "multiplier 2 is"}, {inf_at, 1, "multiplier 1 is inf"}, {three, 3, "3 multipliers were given"}};
     const hm_block_value nan_block = {"a.*", nan_at};
     hm_live_options keep = {.keep_original = true};
     hm_live *live = NULL;
