@@ -124,8 +124,8 @@ static PyMethodDef module_methods[] = {
     {"read_stored", core_read_stored, METH_VARARGS,
      "read_stored(hyper, name, row, start, count, address): reads elements of a row into memory of the caller's."},
     {"bind", core_bind, METH_VARARGS,
-     "bind(hyper, targets, in_memory, keep_original, job) -> Live; each target as for borrow(), but under the name that "
-     "the hyper-model gives it."},
+     "bind(hyper, targets, in_memory, keep_original, job) -> Live; each target as for borrow(), but under the name "
+     "that the hyper-model gives it."},
     {"blend", core_blend, METH_VARARGS,
      "blend(out, base, directions, at, threads): out = base + sum of at[k] directions[k], each as for borrow()."},
     {"compare", compare, METH_VARARGS, "compare(sources, selection, job) -> str: JSON."},

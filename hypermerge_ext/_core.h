@@ -24,7 +24,7 @@ typedef struct core_source {
     PyObject *keepalive; /* any object, or NULL for files */
 } core_source;
 
-/* A Hyper: one reference to a core hyper-model.  The core lets several threads read one object but only one change it. */
+/* A Hyper: one reference to a core hyper-model.  The core lets several threads read one but only one change it. */
 typedef struct core_hyper {
     PyObject_HEAD
     hm_hyper *hyper;

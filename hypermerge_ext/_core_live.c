@@ -81,15 +81,15 @@ static int append_stored(PyObject *list, const core_state *state, const hm_hyper
 
 static int append_all(PyObject *list, const core_state *state, const hm_hyper *hyper)
 {
-    const hm_header *base = hyper->base_file != NULL ? &hyper->base_file->header : NULL;
-    for (uint32_t i = 0; base != NULL && i < base->count; i++) {
-        if (strncmp(base->tensors[i].name, HM_PREFIX, strlen(HM_PREFIX)) == 0) continue;
-        if (append_stored(list, state, hyper, &base->tensors[i]) < 0) return -1;
+    const hm_source *base = hm_stored_source(hyper, HM_STORED_BASE);
+    for (uint32_t i = 0; i < base->header.count; i++) {
+        if (strncmp(base->header.tensors[i].name, HM_PREFIX, strlen(HM_PREFIX)) == 0) continue;
+        if (append_stored(list, state, hyper, &base->header.tensors[i]) < 0) return -1;
     }
     for (uint32_t i = 0; i < hyper->file->header.count; i++) {
         hm_tensor_info part = hyper->file->header.tensors[i];
         part.name = first_part_of(hyper, i);
-        if (part.name == NULL || hm_source_find(hyper->base_file, part.name) != NULL) continue;
+        if (part.name == NULL || hm_source_find(base, part.name) != NULL) continue;
         if (append_stored(list, state, hyper, &part) < 0) return -1;
     }
     return 0;

@@ -4,7 +4,7 @@ The arithmetic is that of the compiled part, x = base (+ base_low); x += c·D in
 multiply and add in one step, so a sum may differ by one rounding of f32 for each direction, and what is stored by one unit
 in its last place.  With `exact` the product is rounded before it is added, and the numbers are the same.
 
-Work goes piece by piece through buffers that are kept for the next call: at most 64 MiB on a device and 32 MiB on the host.
+Work goes piece by piece through buffers that are kept for the next call: at most 32 MiB on a device and 16 MiB on the host.
 Base and directions are read from the file at every call, or kept on the device in the types in which they are stored.
 """
 
@@ -19,8 +19,8 @@ from . import _core
 from ._core import ArgumentError
 from .targets import SIZES, Target, is_torch, refusal, span_of
 
-PIECE = 4 << 20
-"""Elements blended at a time: 16 MiB for the sum, 16 MiB for an operand as f32, at most 32 MiB for one as it is stored."""
+PIECE = 2 << 20
+"""Elements blended at a time: 8 MiB for the sum, 8 MiB for an operand as f32, at most 16 MiB for one as it is stored."""
 
 _TORCH = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn",
@@ -58,7 +58,6 @@ class Blender:
 
         self._torch = torch
         self._exact = exact
-        self._fused = () if exact else (torch.float32, torch.float16, torch.bfloat16)
         self._buffers: dict[tuple[str, Any], Any] = {}
 
     def buffer(self, role: str, device: Any, count: int, dtype: Any, pinned: bool = False) -> Any:
@@ -93,14 +92,15 @@ class Blender:
         out.copy_(sum)
 
     def _add(self, sum: Any, numbers: Any, c: float) -> None:
-        if numbers.dtype in self._fused:
-            sum.add_(numbers, alpha=c)
-            return
-        wide = self.buffer("operand", sum.device, sum.numel(), self._torch.float32).view(sum.shape).copy_(numbers)
+        torch = self._torch
+        # CUDA reads half types into the sum as it goes; elsewhere torch would make a copy of its own, each time anew.
+        direct = numbers.dtype == torch.float32 or (sum.is_cuda and numbers.dtype in (torch.float16, torch.bfloat16))
+        if self._exact or not direct:
+            numbers = self.buffer("operand", sum.device, sum.numel(), torch.float32).view(sum.shape).copy_(numbers)
         if self._exact:
-            sum.add_(wide.mul_(c))
+            sum.add_(numbers.mul_(c))
         else:
-            sum.add_(wide, alpha=c)
+            sum.add_(numbers, alpha=c)
 
 
 class DeviceBlends:

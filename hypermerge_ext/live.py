@@ -199,7 +199,11 @@ class Live:
         return described, elsewhere
 
     def _write(
-        self, at: list[float] | None, pairs: list[tuple[str, list[float]]], threads: int | None, progress: Progress | None
+        self,
+        at: list[float] | None,
+        pairs: list[tuple[str, list[float]]],
+        threads: int | None,
+        progress: Progress | None,
     ) -> None:
         """Under the lock: all targets, by the compiled part and by torch.  at None: restores."""
         if self._owner == threading.get_ident():
@@ -212,7 +216,11 @@ class Live:
                 self._owner = None
 
     def _write_all(
-        self, at: list[float] | None, pairs: list[tuple[str, list[float]]], threads: int | None, progress: Progress | None
+        self,
+        at: list[float] | None,
+        pairs: list[tuple[str, list[float]]],
+        threads: int | None,
+        progress: Progress | None,
     ) -> None:
         described, elsewhere = self._look()
         factors = _per_target(elsewhere, self._rows, at, pairs) if at is not None and elsewhere else []
@@ -306,7 +314,9 @@ class _Steps:
             self._progress(done, total)
         except BaseException as reason:
             if hasattr(reason, "add_note"):  # Python 3.11
-                reason.add_note("hyper-merge: cancelled; some tensors may hold new values and others old ones until the next call")
+                reason.add_note(
+                    "hyper-merge: cancelled; some tensors may hold new values and others old ones until the next call"
+                )
             raise
 
 

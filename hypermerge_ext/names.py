@@ -45,7 +45,9 @@ def match(
     for target, name in found.items():
         other = taken.setdefault(name, target)
         if other is not target:
-            error = MismatchError(f"{name}: both {other} and {target} would be its target; leave one out or give names=")
+            error = MismatchError(
+                f"{name}: both {other} and {target} would be its target; leave one out or give names="
+            )
             error.tensor = name
             raise error
     return found
@@ -80,7 +82,9 @@ def _by_guess(targets: Collection[str], stored: Collection[str], moves: Collecti
     for other in range(best + 1, len(guesses)):
         if best > 0 and fits[other] == fits[best] > 0 and guesses[other] != guesses[best]:
             (target, one), (_, two) = next(iter(guesses[best].items())), next(iter(guesses[other].items()))
-            raise MismatchError(f"{target} may be {one} or {two} of the hyper-model, among others; give prefix= or names=")
+            raise MismatchError(
+                f"{target} may be {one} or {two} of the hyper-model, among others; give prefix= or names="
+            )
     return guesses[best]
 
 

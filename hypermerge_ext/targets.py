@@ -46,7 +46,19 @@ def grad_enabled() -> bool:
 class Target:
     """A tensor of the host's, and the tensor of the hyper-model that belongs to it."""
 
-    __slots__ = ("key", "name", "tensor", "dtype", "shape", "by_torch", "versioned", "_is_torch", "_seen", "_span", "_size")
+    __slots__ = (
+        "key",
+        "name",
+        "tensor",
+        "dtype",
+        "shape",
+        "by_torch",
+        "versioned",
+        "_is_torch",
+        "_seen",
+        "_span",
+        "_size",
+    )
 
     def __init__(self, key: str, name: str, tensor: Any, by_torch: bool = False) -> None:
         """key: what the host calls it.  name: what the hyper-model calls it.  by_torch: see below.  Raises MismatchError."""
@@ -82,7 +94,7 @@ class Target:
         seen = self._seen
         if seen is None or seen[0] != shape or seen[1] != strides or seen[2] is not dtype:
             self._measure(shape, strides, dtype)
-        if tensor.storage_offset() * self._size + self._span > tensor.untyped_storage().nbytes():
+        if self._span > 0 and tensor.storage_offset() * self._size + self._span > tensor.untyped_storage().nbytes():
             raise refusal(self.key, "its memory was freed or made smaller; load the model again and bind it")
         if grad and tensor.requires_grad:
             raise refusal(
@@ -107,7 +119,9 @@ class Target:
                 f"had the shape {list(self.shape)} when it was bound and has {list(shape)} now; bind the model again",
             )
         if 0 not in shape and any(stride == 0 and size > 1 for size, stride in zip(shape, strides)):
-            raise refusal(self.key, "shares memory between its own elements (an expanded view); make it contiguous first")
+            raise refusal(
+                self.key, "shares memory between its own elements (an expanded view); make it contiguous first"
+            )
         self._span = span_of(shape, strides) * self._size
         self._seen = shape, strides, dtype
 
@@ -117,7 +131,9 @@ class Target:
         if read_only:
             raise refusal(self.key, "is read-only; give an array that may be written")
         if dtype_name(array.dtype) != self.dtype:
-            raise refusal(self.key, f"was {self.dtype} when it was bound and is {array.dtype} now; bind the model again")
+            raise refusal(
+                self.key, f"was {self.dtype} when it was bound and is {array.dtype} now; bind the model again"
+            )
         if address % size or any(stride % size for stride in array.strides):
             raise refusal(self.key, f"does not lie at multiples of its element size ({size} bytes); copy it")
         return self.name, self.dtype, array.shape, tuple(stride // size for stride in array.strides), address
@@ -143,7 +159,8 @@ def refuse_overlaps(targets: Iterable[Target]) -> None:
             continue
         if last is not None and last[0] == extent[0] and extent[1] < last[2]:
             raise refusal(
-                extent[3], f"lies in the same memory as {last[3]}; give every tensor memory of its own (clone one of them)"
+                extent[3],
+                f"lies in the same memory as {last[3]}; give every tensor memory of its own (clone one of them)",
             )
         last = extent
 
@@ -176,7 +193,8 @@ def describe(key: str, value: Any) -> Described:
             where = f"is a {value.layout} tensor on device '{value.device}'"
             raise refusal(key, f"{where}; give a plain tensor where the result is", ArgumentError)
         strides, address = value.stride(), value.data_ptr()
-        if (value.storage_offset() + span_of(value.shape, strides)) * size > value.untyped_storage().nbytes():
+        span = span_of(value.shape, strides)
+        if span > 0 and (value.storage_offset() + span) * size > value.untyped_storage().nbytes():
             raise refusal(key, "its memory was freed", ArgumentError)
         return key, dtype, value.shape, strides, address
     address = value.__array_interface__["data"][0]

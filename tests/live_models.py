@@ -19,8 +19,8 @@ LAYOUTS = ("contiguous", "channels_last", "transposed", "sliced")
 
 def to_torch(item: oracle.Tensor) -> torch.Tensor:
     """A copy in torch's memory."""
-    raw = item.stored.copy()
-    return torch.from_numpy(raw.view(f"i{raw.itemsize}").reshape(raw.shape)).view(TORCH[item.dtype])
+    bits = item.stored.view(str(BITS[item.stored.itemsize]).removeprefix("torch."))
+    return torch.from_numpy(bits.reshape(item.shape)).clone().view(TORCH[item.dtype])
 
 
 def from_torch(tensor: torch.Tensor) -> oracle.Tensor:
@@ -31,17 +31,17 @@ def from_torch(tensor: torch.Tensor) -> oracle.Tensor:
 
 
 def lay_out(tensor: torch.Tensor, layout: str) -> torch.Tensor:
-    """The same numbers in another order in memory; "sliced" leaves gaps, filled with ones bits."""
+    """The same numbers in another order in memory; "sliced" leaves gaps."""
     bits = tensor.view(BITS[tensor.element_size()])
     if layout == "channels_last" and bits.ndim == 4:
         bits = bits.contiguous(memory_format=torch.channels_last)
     elif layout == "transposed" and bits.ndim > 1:
         bits = bits.permute(*reversed(range(bits.ndim))).contiguous().permute(*reversed(range(bits.ndim)))
     elif layout == "sliced" and bits.ndim > 0:
-        room = torch.full((*bits.shape[:-1], 2 * bits.shape[-1] + 3), -1 if bits.dtype != torch.uint8 else 255, dtype=bits.dtype)
+        room = torch.full((*bits.shape[:-1], 2 * bits.shape[-1] + 3), 85, dtype=bits.dtype)
         room[..., 1 : 1 + 2 * bits.shape[-1] : 2] = bits
         bits = room[..., 1 : 1 + 2 * bits.shape[-1] : 2]
-    return bits.view(tensor.dtype) if bits.element_size() == tensor.element_size() else bits
+    return bits.view(tensor.dtype)
 
 
 def state_of(path, dtype: str | None = None, layout: str = "contiguous") -> dict[str, torch.Tensor]:
@@ -52,6 +52,14 @@ def state_of(path, dtype: str | None = None, layout: str = "contiguous") -> dict
             item = oracle.tensor(item.f32(), dtype)
         state[name] = lay_out(to_torch(item), layout)
     return state
+
+
+def equal_numbers(one: oracle.Tensor, other: oracle.Tensor) -> bool:
+    """The same bits, but that any NaN equals any NaN (its sign is the processor's affair)."""
+    nan = np.isnan(one.f64())
+    if one.dtype != other.dtype or one.shape != other.shape or (nan != np.isnan(other.f64())).any():
+        return False
+    return one.stored[~nan].tobytes() == other.stored[~nan].tobytes()
 
 
 def same(state: dict[str, torch.Tensor], model: oracle.Model) -> bool:
@@ -86,7 +94,9 @@ def blended(path, at, dtype: str | None = None) -> oracle.Model:
     return model
 
 
-def make(folder, count: int = 4, directions: int | None = None, dtype: str = "F16", shapes=SHAPES, seed: int = 5, **more):
+def make(
+    folder, count: int = 4, directions: int | None = None, dtype: str = "F16", shapes=SHAPES, seed: int = 5, **more
+):
     """Solves a small family, saves and loads it: (HyperModel, path)."""
     folder.mkdir(exist_ok=True)
     models = family(count, seed=seed, dtypes=dtype, delta=more.pop("delta", 0.1), shapes=shapes)

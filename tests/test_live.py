@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import gc
-import hashlib
+import os
 import subprocess
 import sys
 import threading
 import weakref
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,9 +19,10 @@ from hypothesis import strategies as st
 import hypermerge_ext as hm
 import oracle
 from families import SHAPES, family, save
-from live_models import LAYOUTS, blended, copies, from_torch, lay_out, make, same, state_of, to_torch
+from live_models import LAYOUTS, blended, copies, from_torch, lay_out, make, same, state_of
 
 DTYPES = ("F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
+HERE = str(Path(__file__).parent)
 UNET = "model.diffusion_model."
 
 
@@ -28,103 +30,6 @@ UNET = "model.diffusion_model."
 def model(tmp_path_factory):
     """(HyperModel, path): four models, two directions, F16."""
     return make(tmp_path_factory.mktemp("live"))
-
-
-# ---- one tensor alone, against NumPy ------------------------------------------------------------------------------------
-
-SPECIAL = [0.0, -0.0, 1.0, -1.0, 2.0**-149, -(2.0**-149), 2.0**-126, 6e-8, 6.1e-5, 65504.0, 65520.0, 1e5, 448.0, 464.0,
-           57344.0, 3e38, -3e38, np.inf, -np.inf, np.nan, 1 + 2.0**-11, 1 + 3 * 2.0**-11, 1 + 2.0**-8]  # fmt: skip
-
-
-@st.composite
-def blends(draw):
-    """A shape, a layout for each operand, types, numbers with special ones among them, multipliers."""
-    shape = draw(st.sampled_from([(), (1,), (7,), (1031,), (0, 3), (33, 17), (5, 3, 3, 3), (2, 8, 5, 7), (3, 1, 41)]))
-    count = draw(st.integers(1, 6))
-    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
-    tensors = []
-    for _ in range(count + 2):
-        scale = draw(st.sampled_from([1.0, 1e-3, 1e-7, 300.0, 4e4]))
-        numbers = np.asarray(scale * rng.standard_normal(shape))
-        if draw(st.booleans()) and numbers.size:
-            places = rng.random(shape) < 0.2
-            numbers = np.where(places, rng.choice(SPECIAL, shape), numbers)
-        tensors.append(oracle.tensor(numbers.astype(np.float32), draw(st.sampled_from(DTYPES))))
-    multiplier = st.one_of(st.sampled_from([0.0, 1.0, -1.0, 1e-30, 1e6]), st.floats(-3, 3))
-    at = draw(st.lists(multiplier, min_size=count, max_size=count))
-    layouts = [draw(st.sampled_from(LAYOUTS)) for _ in tensors]
-    return tensors, at, layouts, draw(st.booleans())
-
-
-def equal_numbers(one: oracle.Tensor, other: oracle.Tensor) -> bool:
-    """The same bits, but that any NaN equals any NaN (its sign is the processor's affair)."""
-    nan = np.isnan(one.f64())
-    if one.dtype != other.dtype or one.shape != other.shape or (nan != np.isnan(other.f64())).any():
-        return False
-    return one.stored[~nan].tobytes() == other.stored[~nan].tobytes()
-
-
-@settings(max_examples=300, deadline=None)
-@given(blends())
-def test_one_tensor_equals_numpy(case):
-    (out, base, *directions), at, layouts, with_base = case
-    tensors = [lay_out(to_torch(item), layout) for item, layout in zip([out, base, *directions], layouts)]
-    before = [from_torch(tensor) for tensor in tensors]
-    result = hm.blend_(tensors[0], tensors[1] if with_base else None, tensors[2:], at, threads=1 + len(at) % 3)
-    assert result is tensors[0]
-    with np.errstate(all="ignore"):
-        expected = oracle.blend(base if with_base else None, None, directions, at, out.dtype)
-    assert equal_numbers(from_torch(result), expected)
-    assert all(from_torch(tensor).same(held) for tensor, held in zip(tensors[1:], before[1:]))
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.integers(0, 2**32), st.sampled_from(["F32", "F16", "BF16"]), st.integers(1, 6))
-def test_one_tensor_is_within_rounding_of_f64(seed, dtype, count):
-    rng = np.random.default_rng(seed)
-    base, *directions = [oracle.tensor(rng.standard_normal(517), dtype) for _ in range(count + 1)]
-    at = rng.standard_normal(count)
-    out = to_torch(base)
-    hm.blend_(out, out, [to_torch(item) for item in directions], at)
-    terms = [base.f64(), *(c * item.f64() for c, item in zip(at, directions))]
-    bound = oracle.STEP[dtype] * np.abs(sum(terms)) + 2 * count * oracle.STEP["F32"] * sum(map(np.abs, terms)) + 1e-7 * (dtype == "F16")
-    assert (np.abs(from_torch(out).f64() - sum(terms)) <= bound).all()
-
-
-def test_one_numpy_array_with_any_strides():
-    rng = np.random.default_rng(1)
-    out, base, direction = (rng.standard_normal((31, 17)).astype(np.float32) for _ in range(3))
-    expected = base + np.float32(0.3) * direction
-    assert hm.blend_(out[::-1, ::2], base[::-1, ::2], [direction[::-1, ::2]], [0.3]) is not None
-    assert (out[:, ::2] == expected[:, ::2]).all() and not (out[:, 1::2] == expected[:, 1::2]).any()
-    transposed = np.empty((17, 31), np.float16)
-    hm.blend_(transposed.T, base, [direction], [0.3])
-    assert (transposed.T == expected.astype(np.float16)).all()
-
-
-def test_one_tensor_refuses():
-    out, base = torch.zeros(8), torch.ones(8)
-    frozen = np.zeros(8, np.float32)
-    frozen.flags.writeable = False
-    cases = [
-        ((out, base, [base], []), hm.ArgumentError, "0 multipliers for 1 direction"),
-        ((out, base, [base], [float("nan")]), hm.ArgumentError, "multiplier 1 is nan"),
-        ((out, base, [torch.ones(7)], [1]), hm.MismatchError, "another shape"),
-        ((out, base, [out], [1]), hm.ArgumentError, "overlaps"),
-        ((torch.zeros(8, dtype=torch.int32), base, [base], [1]), hm.MismatchError, "int32"),
-        ((out, torch.ones(8, dtype=torch.int64), [base], [1]), hm.ArgumentError, "int64"),
-        ((torch.zeros(1).expand(8), base, [base], [1]), hm.MismatchError, "expanded"),
-        ((torch.zeros(8, requires_grad=True), base, [base], [1]), hm.MismatchError, "gradients"),
-        ((torch.zeros(8, device="meta"), base, [base], [1]), hm.MismatchError, "meta"),
-        ((out, torch.ones(8, device="meta"), [base], [1]), hm.ArgumentError, "meta"),
-        ((frozen, base, [base], [1]), hm.MismatchError, "read-only"),
-        (([0.0] * 8, base, [base], [1]), TypeError, "list"),
-        ((out, "base", [base], [1]), TypeError, "str"),
-    ]
-    for arguments, kind, text in cases:
-        with pytest.raises(kind, match=text):
-            hm.blend_(*arguments)
-    assert (out == 0).all()
 
 
 # ---- whole models ----------------------------------------------------------------------------------------------------------
@@ -148,7 +53,12 @@ def test_writes_what_the_oracle_says(tmp_path, stored, in_memory):
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.lists(st.floats(-4, 4), max_size=2), st.sampled_from(["fp16", "bf16", "fp32"]), st.sampled_from(LAYOUTS), st.booleans())
+@given(
+    st.lists(st.floats(-4, 4), max_size=2),
+    st.sampled_from(["fp16", "bf16", "fp32"]),
+    st.sampled_from(LAYOUTS),
+    st.booleans(),
+)
 def test_equals_merge_bit_for_bit(model, at, dtype, layout, in_memory):
     hyper, path = model
     merged = path.parent / "merged.safetensors"
@@ -186,7 +96,7 @@ def test_every_kind_of_base(tmp_path, kind):
         for by_torch in (None, "exact"):
             state = state_of(tmp_path / "base.safetensors")
             if kind == "low":
-                state = {name: tensor for name, tensor in state_of(path).items()}
+                state = state_of(path)
             if kind == "none":
                 with pytest.raises(hm.MismatchError, match="keep_original"):
                     hyper.bind(state, by_torch=by_torch)
@@ -237,8 +147,10 @@ def test_ten_thousand_moves_do_not_drift_on_any_kernel(tmp_path, environment):
     _, path = make(tmp_path, shapes=shapes)
     found = []
     for kernels in ("", "portable"):
-        command = [sys.executable, "-c", WALK, str(__import__("pathlib").Path(__file__).parent), str(path), "5000"]
-        done = subprocess.run(command, env={**environment, "HM_CPU": kernels}, capture_output=True, text=True, timeout=300)
+        command = [sys.executable, "-c", WALK, HERE, str(path), "5000"]
+        done = subprocess.run(
+            command, env={**environment, "HM_CPU": kernels}, capture_output=True, text=True, timeout=300
+        )
         assert done.returncode == 0, done.stderr
         lines = [line.split() for line in done.stdout.splitlines()]
         assert len(lines) == 2 and (kernels == "" or lines[0][3] == "portable")
@@ -257,7 +169,11 @@ def test_blocks_as_in_merge(model, tmp_path):
         hyper.merge([0.5, 0.5], tmp_path / "y.safetensors", blocks=blocks, force=True)
         assert same(state, oracle.read(tmp_path / "y.safetensors").model)
         held = copies(state)
-        for wrong, text in (({"blok.*": [0]}, "blok"), ({"*": [0, 0, 0]}, "3 multipliers"), ({"*": [float("inf")]}, "inf")):
+        for wrong, text in (
+            ({"blok.*": [0]}, "blok"),
+            ({"*": [0, 0, 0]}, "3 multipliers"),
+            ({"*": [float("inf")]}, "inf"),
+        ):
             with pytest.raises(hm.ArgumentError, match=text):
                 live.set(1, 1, blocks=wrong)
         assert same(state, held) and live.at == (0.5, 0.5)
@@ -300,7 +216,10 @@ def test_names_of_hosts(model, spelling):
         own, unet_only = {name: name[len(UNET) :] for name in full if name.startswith(UNET)}, True
         more = {"prefix": UNET} if spelling == "prefix" else {}
     elif spelling == "wrapped":
-        own = {name: name.replace("cond_stage_model.", "cond_stage_model.wrapped.").replace("fc1.", "fc1.wrapped.") for name in full}
+        own = {
+            name: name.replace("cond_stage_model.", "cond_stage_model.wrapped.").replace("fc1.", "fc1.wrapped.")
+            for name in full
+        }
     elif spelling in ("mapping", "function"):
         own = {name: f"net{i}.w" for i, name in enumerate(full)}
         table = {new: name for name, new in own.items()}
@@ -443,7 +362,7 @@ def test_tensors_that_do_not_move_are_left_alone(tmp_path):
         item["first_stage_model.b"] = models[0]["first_stage_model.b"]
     hm.solve(save(tmp_path, models)).save(tmp_path / "x.hyper.safetensors")
     hyper, path = hm.load(tmp_path / "x.hyper.safetensors"), tmp_path / "x.hyper.safetensors"
-    for vae in (torch.zeros(9), torch.zeros(5, dtype=torch.complex64), torch.zeros(5, device="meta"), torch.ones(5)):
+    for vae in (torch.zeros(9), torch.zeros(5, dtype=torch.int8), torch.zeros(5, device="meta"), torch.ones(5)):
         state = {**state_of(path), "first_stage_model.b": vae}
         live = hyper.bind(state)
         vae.data = vae.data.to(torch.float64)
@@ -525,7 +444,12 @@ def test_torch_learns_of_the_writes(model):
 
 @pytest.mark.parametrize(
     "at, text",
-    [((1, 2, 3), "3 multipliers for 2"), ((float("nan"),), "multiplier 1 is nan"), ((0, float("-inf")), "2 is -inf"), ((1e7,), "1e")],
+    [
+        ((1, 2, 3), "3 multipliers for 2"),
+        ((float("nan"),), "multiplier 1 is nan"),
+        ((0, float("-inf")), "2 is -inf"),
+        ((1e7,), "1e"),
+    ],
 )
 def test_multipliers_that_make_no_sense(model, at, text):
     hyper, path = model
@@ -544,11 +468,13 @@ def test_numpy_arrays_as_targets(model):
     hyper, path = model
     expected = blended(path, [0.25, 0.5])
     state = {name: item.stored.copy() for name, item in oracle.read(path).weights().items()}
-    fortran = {name: np.asfortranarray(array) for name, array in state.items()}
+    fortran = {name: np.copy(array, order="F") for name, array in state.items()}
     for arrays in (state, fortran):
         live = hyper.bind({**arrays, "step": 5})
         live.set(0.25, 0.5)
-        assert all(np.ascontiguousarray(array).tobytes() == expected[name].stored.tobytes() for name, array in arrays.items())
+        assert all(
+            np.ascontiguousarray(array).tobytes() == expected[name].stored.tobytes() for name, array in arrays.items()
+        )
         assert live.ignored == []
 
 
@@ -557,13 +483,13 @@ def test_originals_are_kept_and_come_back(model, by_torch):
     hyper, path = model
     rng = np.random.default_rng(5)
     state = state_of(path)
-    names = list(state)
-    for name in names[1:3]:
+    changed = [name for name in state if state[name].ndim == 2][:2]
+    for name in changed:
         state[name].copy_(torch.from_numpy(rng.standard_normal(SHAPES[name])))
-    state[names[1]].view(torch.int16).view(-1)[3] = 0x7E55  # a NaN with a message
+    state[changed[0]].view(torch.int16).view(-1)[3] = 0x7E55  # a NaN with a message
     with pytest.raises(hm.MismatchError, match="keep_original") as caught:
         hyper.bind(state, by_torch=by_torch)
-    assert caught.value.tensor in names[1:3]
+    assert caught.value.tensor in changed
     for layout in LAYOUTS:
         laid = {name: lay_out(tensor, layout) for name, tensor in state.items()}
         start = copies(laid)
@@ -613,7 +539,7 @@ def test_a_cancel_leaves_old_or_new_numbers_and_the_next_call_repairs(large, by_
     with pytest.raises(Stop):
         live.restore(progress=stop)
     live.restore()
-    assert same(state, state_of(path) and blended(path, []))
+    assert same(state, copies(state_of(path)))
 
 
 def test_bind_can_be_cancelled_too(large):
@@ -659,7 +585,10 @@ def test_threads_do_not_disturb_each_other(large):
                 failures.append("torch")
 
     other = threading.Thread(target=multiply)
-    walkers = [threading.Thread(target=walk, args=pair) for pair in ((lives[0], ends[0]), (lives[1], ends[1]), (lives[0], ends[0]))]
+    walkers = [
+        threading.Thread(target=walk, args=pair)
+        for pair in ((lives[0], ends[0]), (lives[1], ends[1]), (lives[0], ends[0]))
+    ]
     other.start()
     for walker in walkers:
         walker.start()
@@ -695,14 +624,6 @@ def test_a_file_that_changed_is_not_read(tmp_path):
     state = state_of(path)
     for by_torch in (None, "fused"):
         live = hyper.bind(state, by_torch=by_torch)
-        with open(path, "r+b") as out:
-            out.seek(-2, 2)
-            end = out.read(2)
-            out.seek(-2, 2)
-            out.write(end)
-            out.truncate()
-        import os
-
         os.utime(path)
         with pytest.raises(hm.Error, match="changed"):
             live.set(1)
@@ -710,7 +631,7 @@ def test_a_file_that_changed_is_not_read(tmp_path):
 
 
 MEMORY = """
-import sys
+import ctypes, gc, sys
 sys.path.insert(0, sys.argv[1])
 import hypermerge_ext as hm
 from live_models import state_of
@@ -719,13 +640,13 @@ def resident():
         return {line.split(":")[0]: int(line.split()[1]) for line in file if line.startswith(("VmRSS", "VmHWM"))}
 hyper = hm.load(sys.argv[2])
 state = state_of(sys.argv[2])
-import gc; gc.collect()
-small = {"a": next(iter(state.values()))}
+gc.collect()
+ctypes.CDLL(None).malloc_trim(0)
 with open("/proc/self/clear_refs", "w") as file:
-    file.write("5")
+    file.write("5")  # the peak begins anew
 before = resident()["VmRSS"]
 live = hyper.bind(state, by_torch=sys.argv[3] or None)
-for step in range(4):
+for step in range(2):
     live.set(0.5, step)
 print((resident()["VmHWM"] - before) * 1024)
 """
@@ -743,9 +664,9 @@ def test_extra_memory_is_bounded(tmp_path, environment, by_torch):
     path = tmp_path / "x.hyper.safetensors"
     hm.solve(save(tmp_path, models), directions=2).save(path)
     del models
-    command = [sys.executable, "-c", MEMORY, str(__import__("pathlib").Path(__file__).parent), str(path), by_torch]
+    command = [sys.executable, "-c", MEMORY, HERE, str(path), by_torch]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     extra = int(done.stdout)
     print(f"bind and set {by_torch or 'by the compiled part'}: {extra / 2**20:.0f} MiB")
-    assert extra < 64 << 20
+    assert 1 << 20 < extra < 64 << 20  # so little that nothing was measured would be suspicious

@@ -19,7 +19,8 @@ static void take(hm_live *part, const hm_live *live, size_t from)
 hm_status hm_live_part(hm_live **out, const hm_live *live, const hm_tensor_info *targets, size_t count, hm_error *err)
 {
     if (count != live->count)
-        return hm_fail(err, HM_ERR_ARGUMENT, NULL, NULL, "%zu targets were given, but %zu were bound", count, live->count);
+        return hm_fail(err, HM_ERR_ARGUMENT, NULL, NULL, "%zu targets were given, but %zu were bound", count,
+                       live->count);
     hm_live *part = hm_alloc(1, sizeof *part);
     if (part == NULL) return hm_fail_memory(err, "a live binding");
     *part = *live;
