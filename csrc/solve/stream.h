@@ -5,8 +5,8 @@
  * item, reads it from all rows, computes, writes what there is to write, and hands its results over; results are committed
  * in the order of the items, so sums come out the same for any number of threads.
  *
- * Reading and arithmetic overlap because there are more workers than CPUs and only as many of them compute at a time as
- * there are CPUs (tokens); the others wait in reads.  No barriers, nobody spins.
+ * Reading and arithmetic overlap because there are more workers than CPUs and only about as many of them compute at a time
+ * as there are CPUs (tokens); the others wait in reads.  No barriers, nobody spins.
  * A range that lies in the page cache is read from there in small steps that stay in the CPU's cache; a cold one by
  * direct I/O in one piece (buffered reads of files larger than the memory collapse: the kernel spends its time evicting). */
 #ifndef HM_SOLVE_STREAM_H
