@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,11 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))  # oracle.py, families.py
 
 import hypermerge_ext  # noqa: E402  after the path; without its compiled part this says how to build it
+
+# A shell that starts the tests in the background has them ignore SIGINT, and their children too: nothing could then be
+# interrupted.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 PACKAGE_ROOT = Path(hypermerge_ext.__file__).resolve().parent.parent
 
