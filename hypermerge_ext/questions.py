@@ -27,7 +27,7 @@ def compare(
     """How far M models lie from each other; one read of each.
 
     Returns {"models": [name], "gram", "distance", "cosine": [M × M each, gram and cosine about the mean], "norm": [M],
-    "duplicates": [[name]], "nearest": [{"name", "distance_to_others"}], "notes": [str]}.
+    "duplicates": [[name]], "distance_to_others": [M, to the affine hull of the others], "notes": [str]}.
     Arguments as for `solve`; `statistics` is filled with bytes read and seconds.  Raises Error, MismatchError.
     """
     opened = source_list(models, names)

@@ -11,10 +11,9 @@ import time
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from hypermerge_ext import cli, table
-
-save_file = pytest.importorskip("safetensors.numpy").save_file
 
 SHAPES = {
     "model.diffusion_model.input_blocks.0.0.weight": (8, 4, 3, 3),

@@ -15,11 +15,19 @@ ASIDE = {"tests", "fuzz", "bench"}  # folders of csrc that hold programs, which 
 CORE = sorted(
     path for path in (ROOT / "csrc").rglob("*.[ch]") if path.relative_to(ROOT / "csrc").parts[0] not in ASIDE
 )
+
+
+def is_cache(path: Path) -> bool:
+    """What tools leave beside the sources: __pycache__, .ruff_cache, demo/out …"""
+    parts = path.relative_to(ROOT).parts
+    return any(part in ("__pycache__", "out") or part.startswith(".") and part != ".ci" for part in parts)
+
+
 FILES = sorted(
     path
     for folder in FOLDERS
     for path in (ROOT / folder).rglob("*")
-    if path.is_file() and path.suffix in KINDS and not {"__pycache__", "out"} & set(path.parts)
+    if path.is_file() and path.suffix in KINDS and not is_cache(path)
 ) + sorted(path for path in ROOT.iterdir() if path.is_file() and path.suffix in KINDS - {".txt"})
 
 # Functions that print, end the process, or change what belongs to all of it.

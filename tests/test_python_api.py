@@ -14,15 +14,14 @@ import threading
 import time
 import weakref
 
+import ml_dtypes
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
 
 import hypermerge_ext as hm
 from hypermerge_ext import _core
-
-torch = pytest.importorskip("torch")
-ml_dtypes = pytest.importorskip("ml_dtypes")
-save_file = pytest.importorskip("safetensors.torch").save_file
 
 SHAPES = {
     "model.diffusion_model.input_blocks.0.0.weight": (8, 4, 3, 3),

@@ -96,7 +96,8 @@ static size_t make_entries(hm_layout *out, struct entry *entries, char *names)
             int written = k == 0 ? snprintf(name, room, HM_PREFIX_BASE_LOW "%s", tensor->like->name)
                                  : snprintf(name, room, HM_PREFIX_DIRECTION "%zu.%s", k, tensor->like->name);
             names += (size_t)written + 1;
-            entries[n++] = (struct entry){.info = tensor_like(tensor->like, name, tensor->fine_dtype), .tensor = i, .direction = k};
+            entries[n++] = (struct entry){
+                .info = tensor_like(tensor->like, name, tensor->fine_dtype), .tensor = i, .direction = k};
         }
     }
     return n;

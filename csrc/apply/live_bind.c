@@ -153,14 +153,6 @@ static hm_status keep_work(void *user, const hm_piece *piece, const hm_segment *
     return HM_OK;
 }
 
-static hm_status nothing_to_commit(void *user, const hm_segment *segment, hm_error *err)
-{
-    (void)user;
-    (void)segment;
-    (void)err;
-    return HM_OK;
-}
-
 /* targets, copies: [count], of which `copies` gets the places in memory.  own: 0 … count − 1. */
 static hm_status copy_targets(hm_live *live, const hm_tensor_info *targets, hm_tensor_info *copies, size_t count,
                               const uint32_t *own, const uint64_t *elements, hm_job *job, hm_error *err)
@@ -174,7 +166,6 @@ static hm_status copy_targets(hm_live *live, const hm_tensor_info *targets, hm_t
                               .rows = &row,
                               .elements = elements,
                               .work = keep_work,
-                              .commit = nothing_to_commit,
                               .user = live->kept};
     hm_status status = hm_live_stream(&stream, job, err);
     hm_source_close(held);

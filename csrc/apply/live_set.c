@@ -101,14 +101,6 @@ static hm_status restore_work(void *user, const hm_piece *piece, const hm_segmen
 
 /* ---- the passes -------------------------------------------------------------------------------------------------- */
 
-static hm_status nothing_to_commit(void *user, const hm_segment *segment, hm_error *err)
-{
-    (void)user;
-    (void)segment;
-    (void)err;
-    return HM_OK;
-}
-
 /* index: [moved_count × row_count]. */
 static hm_status run(struct live_pass *pass, hm_source *const *sources, size_t row_count, const uint32_t *index,
                      hm_status (*work)(void *, const hm_piece *, const hm_segment *, void *, hm_error *), hm_job *job,
@@ -127,7 +119,6 @@ static hm_status run(struct live_pass *pass, hm_source *const *sources, size_t r
                               .elements = pass->live->elements,
                               .scratch_bytes = BLOCK * sizeof(double),
                               .work = work,
-                              .commit = nothing_to_commit,
                               .user = pass};
     hm_status status = hm_live_stream(&stream, job, err);
     if (status == HM_ERR_CANCELLED)

@@ -65,24 +65,13 @@ static size_t result_bytes_per_element(const hm_layout *layout)
 
 /* ---- work -------------------------------------------------------------------------------------------------------------- */
 
+/* Copied tensors keep the type they have where they come from. */
 static void copy_piece(const struct save_pass *pass, const hm_piece *piece, const hm_layout_tensor *tensor,
-                       unsigned char *to, float *scratch)
+                       unsigned char *to)
 {
-    for (size_t r = pass->members + 1; r < pass->row_count; r++) {
-        if (piece->raw[r] == NULL) continue;
-        hm_dtype from = piece->as[r]->dtype;
-        size_t size = hm_dtype_bytes(tensor->dtype), from_size = hm_dtype_bytes(from);
-        if (from == tensor->dtype) {
-            memcpy(to + piece->offset * size, piece->raw[r], piece->count * size);
-            return;
-        }
-        for (size_t at = 0; at < piece->count; at += COLUMNS) {
-            size_t n = piece->count - at < COLUMNS ? piece->count - at : COLUMNS;
-            pass->kernels->load[from]((const char *)piece->raw[r] + at * from_size, scratch, n);
-            pass->kernels->store[tensor->dtype](scratch, to + (piece->offset + at) * size, n);
-        }
-        return;
-    }
+    size_t size = hm_dtype_bytes(tensor->dtype), r = pass->members + 1;
+    while (piece->raw[r] == NULL) r++;
+    memcpy(to + piece->offset * size, piece->raw[r], piece->count * size);
 }
 
 /* f32 rows of a worker. */
@@ -155,7 +144,7 @@ static hm_status save_work(void *user, const hm_piece *piece, const hm_segment *
     struct save_scratch scratch = scratch_of(pass, block);
     (void)err;
     if (!tensor->merged) {
-        copy_piece(pass, piece, tensor, out.base, scratch.rows);
+        copy_piece(pass, piece, tensor, out.base);
         return HM_OK;
     }
     size_t members = pass->members, directions = tensor->moves ? pass->directions : 0;

@@ -228,7 +228,8 @@ static hm_status check_parts(const hm_hyper *hyper, hm_error *err)
         if (strncmp(part->name, HM_PREFIX, strlen(HM_PREFIX)) != 0 || strcmp(part->name, HM_PREFIX "pad") == 0) continue;
         size_t k;
         const char *of = tensor_of_part(part->name, hyper->solution.directions, &k);
-        if (of == NULL) return hm_fail(err, HM_ERR_FORMAT, file, part->name, "is no part of a hyper-model as the metadata describes it");
+        if (of == NULL)
+            return hm_fail(err, HM_ERR_FORMAT, file, part->name, "is no part of a hyper-model as the metadata describes it");
         if (!hm_dtype_is_float(part->dtype))
             return hm_fail(err, HM_ERR_FORMAT, file, part->name, "is not of a floating-point type");
         if (k > 0 && !has_all_directions(hyper, of))

@@ -273,7 +273,7 @@ static hm_status commit_items(struct pass *pass, struct slot *slot, hm_error *er
         struct slot *next = &pass->slots[pass->committed % pass->slot_count];
         pass->committing = true;
         pthread_mutex_unlock(&pass->lock);
-        for (size_t s = 0; status == HM_OK && s < next->item.segment_count; s++) {
+        for (size_t s = 0; status == HM_OK && pass->stream->commit != NULL && s < next->item.segment_count; s++) {
             hm_segment segment = segment_of(next, s);
             status = pass->stream->commit(pass->stream->user, &segment, err);
         }

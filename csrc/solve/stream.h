@@ -54,7 +54,7 @@ typedef struct hm_stream {
     hm_status (*work)(void *user, const hm_piece *piece, const hm_segment *segment, void *scratch, hm_error *err);
     /* Called once per segment after its last piece, in a worker thread, in no fixed order: writing.  May be NULL. */
     hm_status (*finish)(void *user, const hm_segment *segment, hm_error *err);
-    /* Called once per segment, one at a time, in the order of the tensors. */
+    /* Called once per segment, one at a time, in the order of the tensors.  May be NULL. */
     hm_status (*commit)(void *user, const hm_segment *segment, hm_error *err);
     void *user;
 } hm_stream;
