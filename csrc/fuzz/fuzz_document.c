@@ -1,9 +1,7 @@
-/* Fuzzing of the metadata documents, for libFuzzer: what passes our checks must be within the reach of cJSON (where
+/* Fuzzing of the metadata documents; an input is JSON text.  What passes our checks must be within the reach of cJSON (where
  * only memory can fail), and must pass them again after cJSON printed it. */
-#include <stdlib.h>
-#include <string.h>
-
 #include "base/memory.h"
+#include "fuzz/fuzz.h"
 #include "io/document.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
@@ -15,13 +13,14 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     hm_status status = hm_document_parse(&tree, text, "file", "document", &err);
     if (status == HM_OK) {
         char *printed = cJSON_PrintUnformatted(tree);
-        if (printed == NULL || hm_document_parse(&again, printed, "file", "document", &err) != HM_OK) abort();
-        if (!cJSON_Compare(tree, again, 1)) abort();
+        REQUIRE(printed != NULL && hm_document_parse(&again, printed, "file", "document", &err) == HM_OK);
+        REQUIRE(cJSON_Compare(tree, again, 1));
         cJSON_Delete(again);
         cJSON_Delete(tree);
         free(printed);
-    } else if (status != HM_ERR_FORMAT || tree != NULL || err.message[0] == '\0') {
-        abort();
+    } else {
+        REQUIRE(status == HM_ERR_FORMAT && tree == NULL);
+        require_told(status, &err);
     }
     hm_release(text);
     return 0;
