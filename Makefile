@@ -4,6 +4,7 @@
 PYTHON ?= python3
 VENV := .venv
 PEERS := build/peers
+FRONTEND := build/frontend
 BENCH_DIR ?= build/bench
 JOBS ?= $(shell nproc 2>/dev/null || echo 1)
 
@@ -20,6 +21,7 @@ help:
 	@echo 'make demo      merge the eight small models of demo/ and look at what the directions do (demo/out)'
 	@echo 'make test      all tests, as CI runs them: the C core under sanitizers, then pytest'
 	@echo 'make test-c    only the C core    make test-py   only pytest    make lint   only clang'"'"'s warnings'
+	@echo 'make test-web  only the browser side, in ComfyUI'"'"'s own frontend; screenshots in build/screenshots'
 	@echo 'make bench     ratios against the disk and other tools; 40 GB in BENCH_DIR (build/bench); QUICK=1 for 3 GB'
 	@echo 'make install   the package in .venv, and no more: .venv/bin/hyper-merge'
 	@echo 'make clean     remove what was built    make distclean   .venv and the benchmark files too'
@@ -51,18 +53,33 @@ $(VENV)/.package: $(VENV)/.made $(SOURCES)
 # For the tests every warning is an error; for users a newer compiler's opinion must not be.
 $(VENV)/.package-strict: $(VENV)/.made $(SOURCES)
 	@echo "building the package, every warning an error"
-	@HM_BUILD_WERROR=1 $(INSTALL)
+	@export HM_BUILD_WERROR=1; $(INSTALL)
 	@touch $(VENV)/.package $@
 
-$(VENV)/.demo: $(VENV)/.made
-	@echo "installing NumPy and Pillow for the demo"
-	@$(PIP) numpy pillow
+$(VENV)/.demo: $(VENV)/.made Makefile
+	@echo "installing NumPy, Pillow and matplotlib for the demo"
+	@$(PIP) numpy pillow 'matplotlib>=3.6'
 	@touch $@
 
-$(VENV)/.tests: $(VENV)/.made tests/requirements.txt
+$(VENV)/.tests: $(VENV)/.made tests/requirements.txt tests/frontend/requirements.txt
 	@echo "installing what the tests need (torch among it: the first time takes some minutes)"
-	@$(PIP) -r tests/requirements.txt
+	@$(PIP) -r tests/requirements.txt -r tests/frontend/requirements.txt
 	@touch $@
+
+# Without clang, or without its libFuzzer, the C core is tested all the same; what is left out is named.
+build/.fuzzer: | build/.system
+	@if sh tools/setup-debian.sh $(PYTHON) fuzzer; then touch $@; else echo "no clang with libFuzzer: no fuzzing"; fi
+
+# Without a browser, or without ComfyUI's frontend, the tests that need them are skipped and say so.
+build/.browser: | build/.system
+	@if sh tools/setup-debian.sh $(PYTHON) browser; then touch $@; else echo "no Chromium: no browser tests"; fi
+
+$(FRONTEND)/.made: $(VENV)/.made
+	@echo "fetching ComfyUI's frontend for the browser tests: 1.45.21 and the newest"
+	@rm -rf $(FRONTEND) && mkdir -p $(FRONTEND)
+	@if $(PIP) --no-deps --target $(FRONTEND)/1.45.21 comfyui-frontend-package==1.45.21 && \
+	    $(PIP) --no-deps --target $(FRONTEND)/newest comfyui-frontend-package; then touch $@; \
+	    else echo "no comfyui-frontend-package: no tests in ComfyUI's frontend"; fi
 
 # The neighbour that the benchmark compares with has wishes of its own about versions.
 $(PEERS)/.made: $(VENV)/.made
@@ -81,25 +98,35 @@ demo: $(VENV)/.package $(VENV)/.demo
 
 test: test-c test-py
 
-test-c: build/.system lint
-	@$(MAKE) --no-print-directory -C csrc $(if $(findstring jobserver,$(MAKEFLAGS)),,-j$(JOBS)) test
+# One after the other, each in parallel; the fuzz targets for FUZZ_SECONDS (15) each.
+C_CORE = $(MAKE) --no-print-directory -C csrc $(if $(findstring jobserver,$(MAKEFLAGS)),,-j$(JOBS))
+
+test-c: build/.system build/.fuzzer lint
+	@$(C_CORE) test
+	@$(C_CORE) tsan
+	@$(C_CORE) fuzz-run
 
 lint: build/.system
 	@$(MAKE) --no-print-directory -C csrc lint
 
 # From within tests/ and by pytest's own script: with `python -m`, or in this folder, tests and the processes that they
 # start would find the sources of the package before the installed package.
-test-py: $(VENV)/.package-strict $(VENV)/.tests
-	@cd tests && ../$(IN_VENV) ../$(VENV)/bin/pytest --import-mode=importlib --strict-markers -ra $(PYTEST_ARGS) .
+PYTEST = cd tests && ../$(IN_VENV) ../$(VENV)/bin/pytest --import-mode=importlib --strict-markers -ra $(PYTEST_ARGS)
+
+test-py: $(VENV)/.package-strict $(VENV)/.tests build/.browser $(FRONTEND)/.made
+	@$(PYTEST) .
+
+test-web: $(VENV)/.package-strict $(VENV)/.tests build/.browser $(FRONTEND)/.made
+	@$(PYTEST) frontend
 
 bench: $(VENV)/.package $(VENV)/.tests $(PEERS)/.made
 	@$(IN_VENV) bench/run.py --folder $(BENCH_DIR) --peers $(PEERS)/bin/python $(if $(QUICK),--quick)
 
 clean:
-	rm -rf build/lib* build/temp* build/bdist* build/csrc build/.system *.egg-info .pytest_cache .hypothesis demo/out
+	rm -rf build/lib* build/temp* build/bdist* build/csrc build/.system build/.browser build/.fuzzer build/screenshots *.egg-info .pytest_cache .hypothesis demo/out
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 distclean: clean
 	rm -rf build $(VENV)
 
-.PHONY: help install demo test test-c test-py lint bench clean distclean
+.PHONY: help install demo test test-c test-py test-web lint bench clean distclean

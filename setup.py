@@ -73,7 +73,7 @@ class build_core(build_ext):
 
 
 compile_args = ["-std=gnu11", "-O3", "-ffp-contract=off", "-fvisibility=hidden", "-pthread"]
-link_args = ["-pthread"]
+link_args = ["-pthread", "-ldl"]
 if os.environ.get("HM_BUILD_WERROR") == "1":
     compile_args += ["-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Wstrict-prototypes", "-Werror"]
 if os.environ.get("HM_BUILD_DEBUG") == "1":

@@ -18,10 +18,12 @@
  *   threads    different objects may be used in different threads.  One object may be read by several threads at a
  *              time.  Progress is reported on the calling thread only.
  *   memory     the streaming passes keep to hm_job.memory_budget however large the files are; beside it come a few
- *              hundred bytes per tensor and file, and one packed M × M matrix per tensor.
+ *              hundred bytes per tensor and file, one packed M × M matrix per tensor, and of low-rank tensors the factors
+ *              of those in work as f32, where they are more than half of it.
  *   process    the core never prints, never exits or aborts, changes no signal, locale or environment, and keeps no
  *              global state but the choice of kernels, made once from what the CPU can do (HM_CPU=portable forces
- *              the portable ones).
+ *              the portable ones), and OpenBLAS, once something has needed it: it works on one thread for each of ours,
+ *              and afterwards has the number of threads that it had.
  */
 #ifndef HYPERMERGE_H
 #define HYPERMERGE_H
@@ -97,15 +99,19 @@ typedef struct hm_tensor_info {
     unsigned ndim;                /* 0 = one number */
     uint64_t shape[HM_MAX_DIMS];  /* elements per dimension; 0 allowed */
     uint64_t elements;            /* product of the shape */
-    uint64_t bytes;
-    uint64_t offset;              /* files: of its first byte, from the start of the file */
+    uint64_t rank;                /* 0; or r ≥ 1: its numbers are the products of two stored factors [out, r] and [r, in…] */
+    uint64_t bytes;               /* as stored: of rank r, those of both factors */
+    uint64_t offset;              /* files: of its first byte (or of a factor's), from the start of the file */
     const void *data;             /* borrowed tensors: address of element [0, …, 0]; files: NULL */
     int64_t strides[HM_MAX_DIMS]; /* borrowed tensors: in elements */
 } hm_tensor_info;
 
 /* Opens a safetensors file and checks its whole header before anything else: see io/header_scan.h for the rules.  The
  * descriptor stays open, so a file that is replaced later is still read in its old form; a file that is rewritten or
- * truncated in place is noticed by every pass and refused.  HM_ERR_IO, HM_ERR_FORMAT, HM_ERR_MEMORY. */
+ * truncated in place is noticed by every pass and refused.
+ * A pair hypermerge.NAME.lora_up [out, r], hypermerge.NAME.lora_down [r, in…] is offered as one tensor hypermerge.NAME
+ * [out, in…] of type F32 and rank r; half a pair and factors that do not go together are HM_ERR_FORMAT.
+ * HM_ERR_IO, HM_ERR_FORMAT, HM_ERR_MEMORY. */
 hm_status hm_source_open(hm_source **out, const char *path, hm_error *err);
 
 /* Tensors in memory (torch, NumPy, …).  `tensors[i].name, dtype, ndim, shape, data, strides` are read; names and shapes
@@ -125,7 +131,8 @@ const hm_tensor_info *hm_source_find(const hm_source *source, const char *name);
 /* Value of a `__metadata__` key, or NULL.  The text may hold anything: it comes from the file. */
 const char *hm_source_metadata(const hm_source *source, const char *key);
 /* What the file is, as JSON: {"name","path","size","family","tensors","parameters","dtypes":{…},"components":{…},
- * "header_hash","metadata":{…}}.  Free with hm_free. */
+ * "low_rank":{"tensors","least_rank","largest_rank"} where there are products,"header_hash","metadata":{…}}; parameters are
+ * counted as stored.  Free with hm_free. */
 hm_status hm_source_describe(hm_source *source, char **out_json, hm_error *err);
 /* The file's sha256 in 64 hexadecimal digits; reads all of it.  `out` has 65 bytes. */
 hm_status hm_source_sha256(hm_source *source, char *out, hm_job *job, hm_error *err);
@@ -195,6 +202,22 @@ typedef struct hm_save_options {
  * `path` is one of the inputs. */
 hm_status hm_hyper_save(hm_hyper *hyper, const char *path, const hm_save_options *options, hm_job *job, hm_error *err);
 
+typedef struct hm_rename_options {
+    const char *const *names; /* K texts of at most 64 characters, or NULL; names[k] NULL leaves the name of direction
+                               * k + 1 as it is, "" takes it away */
+    const bool *flip;         /* K values, or NULL: true turns direction k + 1 round, D → −D and every c_m → −c_m */
+    bool force;               /* as in hm_save_options */
+} hm_rename_options;
+
+/* Writes an opened hyper-model anew, its axes with these names and signs (in the document "axes":[{"name"}…], K of them,
+ * or nothing while no axis has a name), and everything else as it was: blends at the multipliers with their signs changed
+ * are the same in every bit.  `path` NULL or that of its own file: in place of it, whole or not at all.  `hyper` itself
+ * goes on showing what it opened.  Reads and writes the file once; a linked base is neither needed nor touched.
+ * HM_ERR_ARGUMENT for a hyper-model that is no file yet, a name that holds control characters, is too long, or is that
+ * of another axis. */
+hm_status hm_hyper_rename(hm_hyper *hyper, const char *path, const hm_rename_options *options, hm_job *job,
+                          hm_error *err);
+
 typedef struct hm_block_value {
     const char *glob;   /* on tensor names; the last match wins */
     const double *at;   /* `directions` multipliers */
@@ -232,10 +255,13 @@ hm_status hm_hyper_project(hm_hyper *hyper, hm_source *x, char **out_json, hm_jo
 typedef struct hm_live hm_live;
 
 typedef struct hm_live_options {
-    bool in_memory;     /* copy base and directions into memory; else they are read from the files at every call, through a
-                         * bounded buffer (the page cache keeps them) */
+    bool in_memory;     /* copy base and directions into memory: a blend then goes at the speed of memory; else they are read
+                         * from the files at every call, through buffers of less than 64 MiB whatever hm_job says (the page
+                         * cache keeps them; several times slower) */
     bool keep_original; /* keep a copy of targets that do not hold cast(W̃), so that restore can bring them back; without it
                          * such a target is HM_ERR_MISMATCH, because the first hm_live_set would destroy it */
+    bool partial;       /* after binding, leave a target alone whose `data` is NULL at a call: the host has moved it to another
+                         * device; without it that is HM_ERR_MISMATCH */
 } hm_live_options;
 
 /* `names[i]` is the hyper-model's name for target i.  Targets that no direction moves may be left out.  Reads every target
@@ -243,8 +269,10 @@ typedef struct hm_live_options {
  * a type that cannot be written, targets that share memory; HM_ERR_ARGUMENT for a hyper-model that is not saved yet. */
 hm_status hm_live_bind(hm_live **out, hm_hyper *hyper, const hm_tensor_info *targets, const char *const *names, size_t count,
                        const hm_live_options *options, hm_job *job, hm_error *err);
-/* Writes B + Σ_k at_k D_k into the targets.  Everything is checked before the first byte is written.  Cancelled or failed in
- * the middle, each tensor holds its old or its new values in every part; the next call puts all right. */
+/* Writes B + Σ_k at_k D_k into the targets.  `at`: missing multipliers are 0, and what is 0 is not read; at most 10⁶ in size.
+ * `blocks`: as in hm_merge_options; globs may also name tensors that have no target here.  Everything is checked before the
+ * first byte is written.  Cancelled or failed in the middle, each tensor holds its old or its new values in every part; the
+ * next call puts all right.  Several threads may write different targets through one binding at a time. */
 hm_status hm_live_set(hm_live *live, const hm_tensor_info *targets, size_t count, const double *at, size_t at_count,
                       const hm_block_value *blocks, size_t block_count, hm_job *job, hm_error *err);
 /* Brings back the bytes that the targets held when they were bound. */
@@ -257,11 +285,71 @@ void hm_live_close(hm_live *live);
 hm_status hm_blend(const hm_tensor_info *out, const hm_tensor_info *base, const hm_tensor_info *const *directions,
                    const double *c, size_t count, unsigned threads, hm_error *err);
 
+/* Rows: what a blend of a tensor adds up, in this order. */
+#define HM_STORED_BASE 0u      /* W̃ */
+#define HM_STORED_LOW 1u       /* base_low, W̃ − round(W̃) */
+#define HM_STORED_DIRECTION 2u /* D_1; then D_2 … */
+
+/* What an opened hyper-model stores of one tensor: for hosts that blend by other means, on a GPU for instance. */
+typedef struct hm_stored_tensor {
+    const char *name; /* lives as long as the hyper-model */
+    unsigned ndim;
+    uint64_t shape[HM_MAX_DIMS];
+    bool moves;       /* has a direction or a base_low; else its base value is all there is, and rows is not filled */
+    hm_dtype rows[HM_STORED_DIRECTION + HM_MAX_MEMBERS]; /* [2 + K] their types; HM_DTYPE_KEEP: there is none */
+    uint64_t ranks[HM_STORED_DIRECTION + HM_MAX_MEMBERS]; /* [2 + K] r ≥ 1: it is kept as two factors, else 0 */
+} hm_stored_tensor;
+
+/* All tensors of W̃, then those that only directions have.  One block: free with hm_free.  HM_ERR_ARGUMENT for a hyper-model
+ * that is not saved yet, HM_ERR_IO when the base that it names was not found. */
+hm_status hm_hyper_stored(hm_hyper *hyper, hm_stored_tensor **out, size_t *count, hm_error *err);
+/* Reads elements [start, start + count) of a row of a tensor, in row-major order and in the row's type; those of a low-rank
+ * direction are computed.  HM_ERR_ARGUMENT for a row that is not stored and for elements that the tensor does not have. */
+hm_status hm_hyper_read(hm_hyper *hyper, const char *name, size_t row, uint64_t start, uint64_t count, void *out,
+                        hm_error *err);
+/* The factors of a row of rank r, as f32: the row is up · down.  `up` has room for shape[0] · r numbers, `down` for
+ * r · shape[1] · shape[2] …  HM_ERR_ARGUMENT for a row that is not kept as factors. */
+hm_status hm_hyper_read_factors(hm_hyper *hyper, const char *name, size_t row, float *up, float *down, hm_error *err);
+
+/* ---- LoRA ---------------------------------------------------------------------------------------------------------------- */
+
+typedef enum hm_lora_format {
+    HM_LORA_AUTO = -1, /* kohya where its names are known, else comfyui */
+    HM_LORA_KOHYA = 0, /* lora_unet_down_blocks_0_…, lora_te_…; SDXL: lora_unet_input_blocks_…, lora_te1_…, lora_te2_… */
+    HM_LORA_COMFYUI,   /* diffusion_model.…, text_encoders.…: every family */
+    HM_LORA_DIFFUSERS, /* unet.down_blocks.0.…, text_encoder.…: read, not written */
+    HM_LORA_FORMAT_COUNT
+} hm_lora_format;
+const char *hm_lora_format_name(hm_lora_format format); /* "auto", "kohya", "comfyui", "diffusers" */
+
+typedef struct hm_lora_options {
+    unsigned rank;   /* the same for every layer.  At most one of rank, error and bytes; all 0 = rank 64 */
+    double error;    /* reach this relative error over all layers, with the fewest bytes */
+    uint64_t bytes;  /* the smallest error that a file of that size can have */
+    hm_dtype dtype;  /* of the factors: HM_F16, HM_BF16, HM_F32; HM_DTYPE_KEEP = f16 */
+    hm_lora_format format;
+    bool whole;      /* norms and biases too, as whole differences (.diff, .diff_b) */
+    bool force;      /* replace a file that hyper-merge did not write */
+    hm_selection selection; /* hm_lora_of_pair only */
+} hm_lora_options;
+
+/* Writes Σ_k at_k D_k as a LoRA: per layer the best approximation of its rank, σ shared evenly between the factors, alpha =
+ * rank, so that strength 1 is `at`.  One direction: `at` with a single 1.  Whole tensors are read one after the other and
+ * decomposed side by side; OpenBLAS is loaded.  `out_json` (may be NULL; free with hm_free): {"format","tensors" (layers),
+ * "bytes","rank":{"least","most"},"relative_error" (of the layers, as stored),"relative_error_unrounded","worst":{"tensor",
+ * "relative_error"},"blocks":{name:{"relative_error","share"}},"not_carried":{"tensors","share"} (what no layer holds)}. */
+hm_status hm_hyper_lora(hm_hyper *hyper, const double *at, size_t at_count, const char *path, const hm_lora_options *options,
+                        char **out_json, hm_job *job, hm_error *err);
+/* The same of `to` − `from`: what makes `from` with this LoRA most like `to`. */
+hm_status hm_lora_of_pair(hm_source *from, hm_source *to, const char *path, const hm_lora_options *options, char **out_json,
+                          hm_job *job, hm_error *err);
+
 /* ---- questions without an output file -------------------------------------------------------------------------------- */
 
 /* JSON {"models":[name…],"gram","distance","cosine" (M × M each),"norm":[M],"duplicates":[[name…]…],
- *  "distance_to_others":[M],"notes":[…]}.  gram and cosine are about the mean; distance_to_others is that of each model to
- * the affine hull of the others: how much of it no mixture of them can give. */
+ *  "distance_to_others":[M],"rounding":[M],"notes":[…]}.  gram and cosine are about the mean; distance_to_others is that of
+ * each model to the affine hull of the others: how much of it no mixture of them can give; rounding is how far storing it in
+ * its types may have moved a model at most. */
 hm_status hm_compare(hm_source *const *sources, size_t count, const hm_selection *selection, char **out_json, hm_job *job,
                      hm_error *err);
 
@@ -277,6 +365,10 @@ hm_status hm_recover(hm_source *x, hm_source *const *parents, size_t count, cons
                      char **out_json, hm_job *job, hm_error *err);
 
 /* ---- the rest --------------------------------------------------------------------------------------------------------- */
+
+/* Where to look for OpenBLAS before the usual places, the first time that something needs it (low-rank directions, LoRAs);
+ * NULL forgets it.  The environment variable HM_OPENBLAS, a path, decides before all.  No effect once it is loaded. */
+hm_status hm_blas_library(const char *path, hm_error *err);
 
 void hm_free(void *memory);       /* text and blocks returned by this library */
 const char *hm_kernel_name(void); /* the kernels in use: "avx2" or "portable" */

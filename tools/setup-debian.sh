@@ -1,7 +1,9 @@
 #!/bin/sh
 # What the build needs from the system: looked for first, installed with apt-get only where it is missing.
 #
-#   tools/setup-debian.sh [PYTHON]      PYTHON is the interpreter that is going to be used (python3)
+#   tools/setup-debian.sh [PYTHON [browser|fuzzer]]   PYTHON is the interpreter that is going to be used (python3);
+#                                                     browser: Chromium too, which the tests of the browser side drive;
+#                                                     fuzzer: clang with libFuzzer too, for the tests of the C core
 #
 # Exit 0: all is there.  Exit 1: something is missing and could not be installed; the last line says what to do.
 set -eu
@@ -15,6 +17,13 @@ if ! command -v gcc >/dev/null || ! echo '#include <stdlib.h>' | gcc -E - >/dev/
 command -v make >/dev/null || lacks make
 command -v pkg-config >/dev/null || lacks pkg-config
 pkg-config --exists libcjson 2>/dev/null || lacks libcjson-dev
+# Not linked, but loaded for low-rank directions and LoRAs; the compiler answers with the bare name of what it does not find.
+case $(gcc -print-file-name=libopenblas.so.0 2>/dev/null) in */*) ;; *) lacks libopenblas0-pthread ;; esac
+if [ "${2:-}" = browser ] && ! command -v chromium >/dev/null; then lacks chromium; fi
+if [ "${2:-}" = fuzzer ] && ! echo 'int LLVMFuzzerTestOneInput(const char *d, long n); int LLVMFuzzerTestOneInput(
+    const char *d, long n) { return d && n < 0; }' | clang -fsanitize=fuzzer,address -x c - -o /dev/null 2>/dev/null; then
+    lacks clang libclang-rt-dev
+fi
 
 if ! command -v "$python" >/dev/null; then
     if [ "$python" != python3 ]; then

@@ -11,6 +11,7 @@
 
 struct hm_live {
     hm_hyper *hyper;
+    bool partial;           /* of hm_live_options */
     size_t count;           /* targets that were bound */
     hm_tensor_info *bound;  /* [count] as bound: the hyper-model's name, dtype, shape; no address */
     size_t moved_count;
@@ -40,8 +41,23 @@ hm_status hm_live_name(hm_live *live, const hm_tensor_info *targets, const char 
 hm_status hm_live_check(const hm_live *live, const hm_tensor_info *targets, size_t count, hm_tensor_info **out,
                         hm_error *err);
 
+/* A binding of the same targets as `live` that moves only those which have memory: targets[i].data is not NULL.  The others
+ * are left as they are, but their names still count for globs.  Shares everything with `live`, which must outlive it. */
+hm_status hm_live_part(hm_live **out, const hm_live *live, const hm_tensor_info *targets, size_t count, hm_error *err);
+void hm_live_part_close(hm_live *part); /* not hm_live_close: most of it belongs to `live` */
+
+/* T of "hypermerge.direction.k.T" and of "hypermerge.base_low.T", else NULL.  Such names were checked when the file was
+ * opened. */
+const char *hm_live_part_of(const char *stored);
+
 /* Runs a pass with buffers that stay far below the 64 MiB which a live blend may take. */
 hm_status hm_live_stream(const hm_stream *stream, hm_job *job, hm_error *err);
+
+/* Has the pass nothing to read from files and nothing to gather? */
+bool hm_live_is_in_memory(const hm_stream *stream);
+/* Runs such a pass, of which only rows, elements, scratch_bytes, work and user count: hm_piece.offset is 0, and segments have
+ * no results.  Progress and cancel are those of hm_stream_run. */
+hm_status hm_live_run_in_memory(const hm_stream *stream, hm_job *job, hm_error *err);
 
 /* out[0 … n) = the stored numbers converted to `dtype` with one rounding: cast(W̃). */
 void hm_live_cast(const hm_kernels *kernels, hm_dtype dtype, void *out, hm_dtype from, const void *numbers, size_t n);

@@ -3,11 +3,12 @@
 
 #include "apply/live.h"
 #include "base/error.h"
+#include "model/product.h"
 
 #define ALIGNMENT 64u /* of tensors in memory: whole cache lines */
 #define CAST_BLOCK ((size_t)8 * HM_KERNEL_COLUMNS)
 
-/* ---- copies in memory -------------------------------------------------------------------------------------------- */
+/* ---- copies in memory ------------------------------------------------------------------------------------------ */
 
 /* Gives every described tensor a place in one new block (its `data` and strides say where), and a source over it. */
 static hm_status make_store(hm_source **source, unsigned char **block, const char *what, hm_tensor_info *infos,
@@ -21,7 +22,7 @@ static hm_status make_store(hm_source **source, unsigned char **block, const cha
         infos[i].offset = total;
         total = whole / ALIGNMENT * ALIGNMENT;
     }
-    *block = hm_alloc_pages((size_t)total);
+    *block = hm_alloc_large((size_t)total);
     if (*block == NULL) return hm_fail_memory(err, what);
     for (size_t i = 0; i < count; i++) {
         infos[i].data = *block + infos[i].offset;
@@ -44,18 +45,26 @@ struct bind_pass {
     bool *differs;        /* [moved_count] */
 };
 
+/* Factors stay factors: a source over them offers their product again. */
 static hm_status plan_memory(struct bind_pass *pass, hm_error *err)
 {
     hm_live *live = pass->live;
-    size_t cells = live->moved_count * live->row_count, count = 0;
-    hm_tensor_info *infos = hm_alloc(cells, sizeof *infos);
+    size_t cells = live->moved_count * live->row_count, count = 0, offered = 0;
+    hm_tensor_info *infos = hm_alloc(2 * cells, sizeof *infos);
     pass->copy_index = hm_alloc(cells, sizeof *pass->copy_index);
     hm_status status = infos != NULL && pass->copy_index != NULL ? HM_OK : hm_fail_memory(err, "the list of targets");
     for (size_t i = 0; status == HM_OK && i < cells; i++) {
+        const hm_source *source = live->source[i % live->row_count];
+        uint32_t index = live->index[i];
         pass->copy_index[i] = HM_ABSENT;
-        if (live->index[i] == HM_ABSENT) continue;
-        pass->copy_index[i] = (uint32_t)count;
-        infos[count++] = live->source[i % live->row_count]->header.tensors[live->index[i]];
+        if (index == HM_ABSENT) continue;
+        pass->copy_index[i] = (uint32_t)offered++;
+        if (source->header.tensors[index].rank > 0) {
+            infos[count++] = *hm_source_up(source, index);
+            infos[count++] = *hm_source_down(source, index);
+        } else {
+            infos[count++] = source->header.tensors[index];
+        }
     }
     if (status == HM_OK)
         status = make_store(&live->memory, &live->memory_block, "the hyper-model in memory", infos, count, err);
@@ -63,7 +72,26 @@ static hm_status plan_memory(struct bind_pass *pass, hm_error *err)
     return status;
 }
 
-/* ---- the pass: copy what is stored, compare W̃ with the targets -------------------------------------------------- */
+static hm_status copy_factor(const hm_source *source, const hm_tensor_info *from, const hm_tensor_info *to,
+                             hm_error *err)
+{
+    return hm_source_read(source, from, 0, (size_t)from->elements, (void *)to->data, err);
+}
+
+static hm_status copy_factors(const struct bind_pass *pass, hm_error *err)
+{
+    const hm_live *live = pass->live;
+    for (size_t i = 0; i < live->moved_count * live->row_count; i++) {
+        const hm_source *source = live->source[i % live->row_count];
+        uint32_t from = live->index[i], to = pass->copy_index[i];
+        if (from == HM_ABSENT || source->header.tensors[from].rank == 0) continue;
+        HM_TRY(copy_factor(source, hm_source_up(source, from), hm_source_up(live->memory, to), err));
+        HM_TRY(copy_factor(source, hm_source_down(source, from), hm_source_down(live->memory, to), err));
+    }
+    return HM_OK;
+}
+
+/* ---- the pass: copy what is stored, compare W̃ with the targets ------------------------------------------------ */
 
 static bool same_numbers(const struct bind_pass *pass, const hm_piece *piece, void *scratch)
 {
@@ -113,12 +141,18 @@ static hm_status read_once(struct bind_pass *pass, const hm_tensor_info *moved, 
     const hm_live *live = pass->live;
     hm_stream_row rows[HM_STREAM_ROWS];
     hm_source *held = NULL;
-    uint32_t *own = hm_alloc(live->moved_count, sizeof *own);
-    hm_status status = own != NULL ? HM_OK : hm_fail_memory(err, "the list of targets");
+    size_t cells = live->moved_count * live->row_count;
+    uint32_t *own = hm_alloc(live->moved_count, sizeof *own), *index = hm_alloc(cells, sizeof *index);
+    hm_status status = own != NULL && index != NULL ? HM_OK : hm_fail_memory(err, "the list of targets");
     for (size_t t = 0; status == HM_OK && t < live->moved_count; t++) own[t] = (uint32_t)t;
+    for (size_t i = 0; status == HM_OK && i < cells; i++) {
+        bool computed = live->index[i] != HM_ABSENT &&
+                        live->source[i % live->row_count]->header.tensors[live->index[i]].rank > 0;
+        index[i] = computed ? HM_ABSENT : live->index[i];
+    }
     pass->stored_rows = pass->copy ? live->row_count : HM_STORED_BASE + 1;
     for (size_t r = 0; r < pass->stored_rows; r++)
-        rows[r] = (hm_stream_row){.source = live->source[r], .index = live->index + r, .stride = live->row_count};
+        rows[r] = (hm_stream_row){.source = live->source[r], .index = index + r, .stride = live->row_count};
     if (status == HM_OK && pass->compare)
         status = hm_source_borrow(&held, "the targets", moved, live->moved_count, err);
     if (status == HM_OK) {
@@ -134,12 +168,14 @@ static hm_status read_once(struct bind_pass *pass, const hm_tensor_info *moved, 
                                   .user = pass};
         status = hm_live_stream(&stream, job, err);
     }
+    if (status == HM_OK && pass->copy) status = copy_factors(pass, err);
     hm_source_close(held);
+    hm_release(index);
     hm_release(own);
     return status;
 }
 
-/* ---- keeping what differs ---------------------------------------------------------------------------------------- */
+/* ---- keeping what differs -------------------------------------------------------------------------------------- */
 
 static hm_status keep_work(void *user, const hm_piece *piece, const hm_segment *segment, void *scratch, hm_error *err)
 {
@@ -198,7 +234,7 @@ static hm_status keep_differing(hm_live *live, const bool *differs, const hm_ten
     return status;
 }
 
-/* ---- the call ---------------------------------------------------------------------------------------------------- */
+/* ---- the call -------------------------------------------------------------------------------------------------- */
 
 static hm_status fill(hm_live *live, const hm_tensor_info *moved, const hm_live_options *options, hm_job *job,
                       hm_error *err)
@@ -243,6 +279,7 @@ hm_status hm_live_bind(hm_live **out, hm_hyper *hyper, const hm_tensor_info *tar
     hm_live *live = hm_alloc(1, sizeof *live);
     if (live == NULL) return hm_fail_memory(err, "a live binding");
     live->hyper = hm_hyper_keep(hyper);
+    live->partial = options->partial;
     live->count = count;
     live->row_count = hm_stored_rows(hyper);
     for (size_t r = 0; r < live->row_count; r++) live->source[r] = hm_stored_source(hyper, r);

@@ -21,9 +21,7 @@ static const hm_tensor_info *find_tensor(const hm_hyper *hyper, const char *name
     return tensor;
 }
 
-/* T of "hypermerge.direction.k.T" and of "hypermerge.base_low.T", else NULL.  Such names were checked when the file was
- * opened. */
-static const char *name_of_part(const char *stored)
+const char *hm_live_part_of(const char *stored)
 {
     static const char low[] = HM_PREFIX_BASE_LOW, direction[] = HM_PREFIX_DIRECTION;
     if (strncmp(stored, low, sizeof low - 1) == 0) return stored + sizeof low - 1;
@@ -79,7 +77,7 @@ static hm_status bind_target(hm_live *live, size_t i, const hm_tensor_info *targ
     memcpy(bound->shape, target->shape, sizeof bound->shape);
     hm_strided_measure(bound); /* fits: a file's header has this shape, and fp8 … f64 were allowed for there */
     /* Not the caller's text: it must live as long as the hyper-model, which has it in its header. */
-    bound->name = name_of_part(stored->name) != NULL ? name_of_part(stored->name) : stored->name;
+    bound->name = hm_live_part_of(stored->name) != NULL ? hm_live_part_of(stored->name) : stored->name;
     return HM_OK;
 }
 
@@ -145,7 +143,7 @@ static hm_status add_other_names(hm_live *live, hm_error *err)
     }
     live->name_count = live->moved_count;
     for (uint32_t i = 0; i < header->count; i++) {
-        const char *name = name_of_part(header->tensors[i].name);
+        const char *name = hm_live_part_of(header->tensors[i].name);
         if (name == NULL || bsearch(&name, bound, live->moved_count, sizeof *bound, hm_text_order) != NULL) continue;
         uint32_t first = HM_ABSENT;
         for (size_t k = 0; first == HM_ABSENT && k <= live->hyper->solution.directions; k++)

@@ -1,5 +1,4 @@
-#include "apply/live_part.h"
-
+/* Some targets of a live binding: for hosts that move tensors between the CPU and other devices while they are bound. */
 #include <string.h>
 
 #include "apply/live.h"

@@ -120,15 +120,16 @@ static hm_status run(struct live_pass *pass, hm_source *const *sources, size_t r
                               .scratch_bytes = BLOCK * sizeof(double),
                               .work = work,
                               .user = pass};
-    hm_status status = hm_live_stream(&stream, job, err);
+    hm_status status = hm_live_is_in_memory(&stream) ? hm_live_run_in_memory(&stream, job, err)
+                                                     : hm_live_stream(&stream, job, err);
     if (status == HM_ERR_CANCELLED)
         return hm_fail(err, status, NULL, NULL,
                        "cancelled; some tensors may hold their new values and others the old ones until the next call");
     return status;
 }
 
-hm_status hm_live_set(hm_live *live, const hm_tensor_info *targets, size_t count, const double *at, size_t at_count,
-                      const hm_block_value *blocks, size_t block_count, hm_job *job, hm_error *err)
+static hm_status set(const hm_live *live, const hm_tensor_info *targets, size_t count, const double *at, size_t at_count,
+                     const hm_block_value *blocks, size_t block_count, hm_job *job, hm_error *err)
 {
     size_t directions = live->hyper->solution.directions, cells = live->moved_count * live->row_count;
     hm_tensor_info *moved = NULL;
@@ -154,7 +155,7 @@ hm_status hm_live_set(hm_live *live, const hm_tensor_info *targets, size_t count
     return status;
 }
 
-hm_status hm_live_restore(hm_live *live, const hm_tensor_info *targets, size_t count, hm_job *job, hm_error *err)
+static hm_status restore(const hm_live *live, const hm_tensor_info *targets, size_t count, hm_job *job, hm_error *err)
 {
     hm_tensor_info *moved = NULL;
     HM_TRY(hm_live_check(live, targets, count, &moved, err));
@@ -173,5 +174,27 @@ hm_status hm_live_restore(hm_live *live, const hm_tensor_info *targets, size_t c
     }
     hm_release(index);
     hm_release(moved);
+    return status;
+}
+
+/* ---- the calls --------------------------------------------------------------------------------------------------- */
+
+hm_status hm_live_set(hm_live *live, const hm_tensor_info *targets, size_t count, const double *at, size_t at_count,
+                      const hm_block_value *blocks, size_t block_count, hm_job *job, hm_error *err)
+{
+    hm_live *part = NULL;
+    if (live->partial) HM_TRY(hm_live_part(&part, live, targets, count, err));
+    hm_status status =
+        set(part != NULL ? part : live, targets, count, at, at_count, blocks, block_count, job, err);
+    hm_live_part_close(part);
+    return status;
+}
+
+hm_status hm_live_restore(hm_live *live, const hm_tensor_info *targets, size_t count, hm_job *job, hm_error *err)
+{
+    hm_live *part = NULL;
+    if (live->partial) HM_TRY(hm_live_part(&part, live, targets, count, err));
+    hm_status status = restore(part != NULL ? part : live, targets, count, job, err);
+    hm_live_part_close(part);
     return status;
 }

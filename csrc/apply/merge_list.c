@@ -7,6 +7,7 @@
 #include "apply/stored.h"
 #include "base/error.h"
 #include "io/header_write.h"
+#include "model/product.h"
 #include "model/spelling.h"
 
 static bool is_ours(const char *name)
@@ -62,7 +63,10 @@ static void list_opened(hm_merge_list *list, hm_hyper *hyper, const hm_merge_opt
         if (strncmp(tensor->name, first_prefix, sizeof first_prefix - 1) != 0) continue;
         const char *name = tensor->name + sizeof first_prefix - 1;
         const hm_tensor_info *input = options->exact_count > 0 ? hm_source_find(options->exact[0], name) : NULL;
-        add_blended(list, input != NULL ? input : tensor, name); /* fp8 inputs have f16 directions */
+        hm_tensor_info like = input != NULL ? *input : *tensor; /* fp8 inputs have f16 directions */
+        if (like.rank > 0) like.dtype = hm_source_up(hyper->file, i)->dtype;
+        like.rank = 0;
+        add_blended(list, &like, name);
     }
 }
 
@@ -258,7 +262,10 @@ static hm_status set_blend_index(hm_merge_list *list, const hm_hyper *hyper, hm_
         if (!list->tensors[i].blended) continue;
         hm_tensor_info own = list->tensors[i].like;
         own.name = list->tensors[i].own;
-        HM_TRY(hm_stored_index(hyper, &own, list->index + i * list->row_count, err));
+        uint32_t *index = list->index + i * list->row_count;
+        HM_TRY(hm_stored_index(hyper, &own, index, err));
+        for (size_t k = 0; k < list->directions; k++) /* what takes no part need not be read */
+            if ((float)list->tensors[i].at[k] == 0) index[HM_STORED_DIRECTION + k] = HM_ABSENT;
     }
     return HM_OK;
 }

@@ -10,21 +10,27 @@
 #define READ_BACK ((size_t)4 << 20)
 #define READ_BACK_WORKERS 4u
 
-/* Ours: a hyper-model, or a checkpoint whose recipe says so. */
-static bool written_by_us(const char *path)
+/* Ours: a hyper-model, or a checkpoint whose recipe says so.  A file that is none at all is not ours; one that could not be
+ * looked at, for lack of memory or because the disk failed, may be. */
+static hm_status find_writer(const char *path, bool *ours, hm_error *err)
 {
     hm_source *source = NULL;
-    if (hm_source_open(&source, path, NULL) != HM_OK) return false;
-    bool ours = hm_source_metadata(source, "hypermerge") != NULL;
-    const char *recipe = hm_source_metadata(source, "sd_merge_recipe");
-    cJSON *json = NULL;
-    if (!ours && recipe != NULL && hm_document_parse(&json, recipe, path, "recipe", NULL) == HM_OK) {
+    hm_error reason = {0};
+    *ours = false;
+    hm_status status = hm_source_open(&source, path, &reason);
+    if (status == HM_OK) {
+        const char *recipe = hm_source_metadata(source, "sd_merge_recipe");
+        cJSON *json = NULL;
+        *ours = hm_source_metadata(source, "hypermerge") != NULL;
+        if (!*ours && recipe != NULL) status = hm_document_parse(&json, recipe, path, "recipe", &reason);
         const char *type = hm_document_string(json, "type");
-        ours = type != NULL && strcmp(type, "hyper-merge") == 0;
+        *ours = *ours || (type != NULL && strcmp(type, "hyper-merge") == 0);
         cJSON_Delete(json);
+        hm_source_close(source);
     }
-    hm_source_close(source);
-    return ours;
+    if (status != HM_ERR_MEMORY && status != HM_ERR_IO) return HM_OK;
+    if (err != NULL) *err = reason;
+    return status;
 }
 
 hm_status hm_output_check_target(const char *path, hm_source *const *sources, size_t count, bool force, hm_error *err)
@@ -32,7 +38,10 @@ hm_status hm_output_check_target(const char *path, hm_source *const *sources, si
     for (size_t i = 0; i < count; i++)
         if (sources[i] != NULL && hm_source_path(sources[i]) != NULL && hm_path_same(path, hm_source_path(sources[i])))
             return hm_fail(err, HM_ERR_ARGUMENT, path, NULL, "is one of the inputs; write to another name");
-    if (!force && hm_path_exists(path) && !written_by_us(path))
+    if (force || !hm_path_exists(path)) return HM_OK;
+    bool ours;
+    HM_TRY(find_writer(path, &ours, err));
+    if (!ours)
         return hm_fail(err, HM_ERR_ARGUMENT, path, NULL,
                        "exists and was not written by hyper-merge; choose another name or use --force");
     return HM_OK;
@@ -182,14 +191,26 @@ hm_status hm_output_finish(hm_output *out, const hm_meta *meta, size_t meta_coun
     return status == HM_OK ? hm_outfile_sync(&out->file, err) : status;
 }
 
+hm_status hm_output_check(const hm_output *out, hm_error *err)
+{
+    HM_TRY(hm_outfile_check(&out->file, err));
+    if (!hm_outfile_target_changed(&out->file)) return HM_OK;
+    bool ours;
+    HM_TRY(find_writer(out->file.target, &ours, err));
+    if (ours) return HM_OK; /* another run was faster */
+    return hm_fail(err, HM_ERR_ARGUMENT, out->file.target, NULL,
+                   "another file got this name while it was being written; choose another name");
+}
+
 hm_status hm_output_publish(hm_output *out, hm_error *err)
 {
+    HM_TRY(hm_output_check(out, err));
     return hm_outfile_publish(&out->file, err);
 }
 
 void hm_output_close(hm_output *out)
 {
-    hm_outfile_abandon(&out->file);
+    hm_outfile_close(&out->file);
     hm_release(out->tensors);
     *out = (hm_output){.file = {.fd = -1, .direct_fd = -1}};
 }

@@ -38,9 +38,12 @@ hm_status hm_output_data_hash(hm_output *out, char hex[65], hm_job *job, hm_erro
 /* Writes the header and syncs: from here on only hm_output_publish can fail.  header_hash (65 bytes, may be NULL) is the
  * header's sha256. */
 hm_status hm_output_finish(hm_output *out, const hm_meta *meta, size_t meta_count, char *header_hash, hm_error *err);
-/* Puts the finished file in place. */
+/* Can it be put in place?  Not when its folder or its temporary went away, or a file that is not ours got its name. */
+hm_status hm_output_check(const hm_output *out, hm_error *err);
+/* Checks, and puts the finished file in place. */
 hm_status hm_output_publish(hm_output *out, hm_error *err);
-/* After publish, or instead of it (then nothing stays behind).  Harmless on HM_OUTPUT_CLOSED. */
+/* After publish (it is this that syncs the folder), or instead of it (then nothing stays behind).  Harmless on
+ * HM_OUTPUT_CLOSED. */
 void hm_output_close(hm_output *out);
 
 #endif

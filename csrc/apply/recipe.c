@@ -31,6 +31,14 @@ static void add_text(hm_meta_list *list, const char *key, hm_text *text)
     hm_text_clear(text);
 }
 
+/* Is the sha256 of member m that of an earlier one?  One file may be given twice, a name in JSON may not. */
+static bool is_listed(const hm_hyper *hyper, size_t m)
+{
+    for (size_t i = 0; i < m; i++)
+        if (strcmp(hyper->members[i].sha256, hyper->members[m].sha256) == 0) return true;
+    return false;
+}
+
 /* {sha256: {"name": …, "legacy_hash": null, "sd_merge_recipe": null}}, as the web UI's own merger writes it, for the inputs
  * whose sha256 is known. */
 static void add_models(hm_meta_list *list, const hm_hyper *hyper)
@@ -40,7 +48,7 @@ static void add_models(hm_meta_list *list, const hm_hyper *hyper)
     bool any = false;
     for (size_t m = 0; m < hyper->solution.members; m++) {
         const hm_member *member = &hyper->members[m];
-        if (member->sha256[0] == 0) continue;
+        if (member->sha256[0] == 0 || is_listed(hyper, m)) continue;
         if (any) hm_text_put(&text, ",");
         any = true;
         hm_json_string(&text, member->sha256);
@@ -52,7 +60,7 @@ static void add_models(hm_meta_list *list, const hm_hyper *hyper)
     add_text(list, "sd_merge_models", &text);
 }
 
-static const char *resolution_of(const char *family)
+const char *hm_family_resolution(const char *family)
 {
     return strncmp(family, "sd1", 3) == 0 ? "512x512" : strncmp(family, "sd2", 3) == 0 ? "768x768" : "1024x1024";
 }
@@ -68,7 +76,7 @@ void hm_meta_add_standard(hm_meta_list *list, const hm_hyper *hyper, const char 
         hm_meta_add(list, "modelspec.architecture", architecture);
         hm_meta_add(list, "modelspec.implementation", "hyper-merge");
         hm_meta_add(list, "modelspec.title", title);
-        hm_meta_add(list, "modelspec.resolution", resolution_of(hyper->family));
+        hm_meta_add(list, "modelspec.resolution", hm_family_resolution(hyper->family));
         hm_meta_add(list, "modelspec.date", date);
         hm_text text = {0};
         if (data_hash != NULL) {

@@ -27,6 +27,9 @@ void hm_meta_clear(hm_meta_list *list);
  * `data_hash`: sha256 of the data area, NULL = not known, left out. */
 void hm_meta_add_standard(hm_meta_list *list, const hm_hyper *hyper, const char *title, const char *data_hash);
 
+/* modelspec resolution of a family: what it was trained at. */
+const char *hm_family_resolution(const char *family);
+
 /* File name of a path without folder and without .safetensors, as title; owned by the caller, NULL when out of memory. */
 char *hm_title_of(const char *path);
 

@@ -461,8 +461,9 @@ static hm_status finish_files(struct save_files *files, struct save_pass *pass, 
     if (options->hash) HM_TRY(hm_output_data_hash(&files->hyper, hash, job, err));
     HM_TRY(make_meta(&files->meta, hyper, path, stored, options->hash ? hash : NULL, true, err));
     HM_TRY(hm_output_finish(&files->hyper, files->meta.entries, files->meta.count, NULL, err));
+    HM_TRY(hm_output_check(&files->hyper, err)); /* before the first: nothing that can be foreseen may stop the second */
     if (split) HM_TRY(hm_output_publish(&files->base, err));
-    return hm_output_publish(&files->hyper, err);
+    return hm_outfile_publish(&files->hyper.file, err);
 }
 
 static hm_status check_targets(const struct save_files *files, const hm_hyper *hyper, const char *path,
@@ -473,6 +474,35 @@ static hm_status check_targets(const struct save_files *files, const hm_hyper *h
     HM_TRY(hm_output_check_target(path, &plan->base, 1, options->force, err));
     if (files->base_path == NULL) return HM_OK;
     return hm_output_check_target(files->base_path, plan->sources, plan->source_count, options->force, err);
+}
+
+/* What the document says of a W̃ that an earlier save split off.  The document is written before the files are there, so it
+ * speaks of the new one at once; when that does not come about, the earlier one is still what there is. */
+struct split_off {
+    char *name;
+    char header_hash[65];
+    uint64_t bytes;
+};
+
+static struct split_off forget_split_off(hm_hyper *hyper)
+{
+    struct split_off earlier = {0};
+    if (hyper->base != HM_BASE_MEAN) return earlier;
+    earlier.name = hyper->base_name;
+    earlier.bytes = hyper->base_bytes;
+    memcpy(earlier.header_hash, hyper->base_header_hash, sizeof earlier.header_hash);
+    hyper->base_name = NULL;
+    return earlier;
+}
+
+static void settle_split_off(hm_hyper *hyper, struct split_off earlier, bool saved)
+{
+    if (hyper->base != HM_BASE_MEAN) return;
+    hm_release(saved ? earlier.name : hyper->base_name);
+    if (saved) return;
+    hyper->base_name = earlier.name;
+    hyper->base_bytes = earlier.bytes;
+    memcpy(hyper->base_header_hash, earlier.header_hash, sizeof earlier.header_hash);
 }
 
 hm_status hm_hyper_save(hm_hyper *hyper, const char *path, const hm_save_options *options, hm_job *job, hm_error *err)
@@ -495,14 +525,13 @@ hm_status hm_hyper_save(hm_hyper *hyper, const char *path, const hm_save_options
                              .members = hyper->solution.members,
                              .directions = hyper->solution.directions};
     hm_status status = HM_OK;
-    if (hyper->base == HM_BASE_MEAN) { /* an earlier save may have split its base off */
-        hm_release(hyper->base_name);
-        hyper->base_name = NULL;
-    }
+    const struct split_off earlier = forget_split_off(hyper);
     if (split) { /* where the loader will look for it: beside the file itself, not beside a link to it */
-        char *full = hm_path_resolve(path, err);
-        files.base_path = full != NULL ? base_path_of(full, err) : NULL;
-        if (files.base_path == NULL) status = err != NULL ? err->status : HM_ERR_IO;
+        hm_error reason = {0};
+        char *full = hm_path_resolve(path, &reason);
+        files.base_path = full != NULL ? base_path_of(full, &reason) : NULL;
+        if (files.base_path == NULL) status = reason.status;
+        if (status != HM_OK && err != NULL) *err = reason;
         hm_release(full);
     }
     if (status == HM_OK) status = check_targets(&files, hyper, path, options, err);
@@ -515,10 +544,7 @@ hm_status hm_hyper_save(hm_hyper *hyper, const char *path, const hm_save_options
         hyper->residual_stored = files.stored;
         files.stored = NULL;
     }
-    if (status != HM_OK && split) { /* the document must not speak of a file that is not there */
-        hm_release(hyper->base_name);
-        hyper->base_name = NULL;
-    }
+    settle_split_off(hyper, earlier, status == HM_OK);
     hm_output_close(&files.base);
     hm_output_close(&files.hyper);
     hm_meta_clear(&files.meta);

@@ -1,5 +1,6 @@
 #include "base/error.h"
 
+#include <errno.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
@@ -71,5 +72,5 @@ hm_status hm_fail_errno(hm_error *err, const char *file, const char *action, int
 #else
     const char *reason = strerror_r(code, text, sizeof text) == 0 ? text : "unknown error";
 #endif
-    return hm_fail(err, HM_ERR_IO, file, NULL, "%s: %s", action, reason);
+    return hm_fail(err, code == ENOMEM ? HM_ERR_MEMORY : HM_ERR_IO, file, NULL, "%s: %s", action, reason);
 }

@@ -19,7 +19,7 @@ hm_status hm_fail(hm_error *err, hm_status status, const char *file, const char 
 /* HM_ERR_MEMORY, "out of memory (<what>)". */
 hm_status hm_fail_memory(hm_error *err, const char *what);
 
-/* HM_ERR_IO with the text of errno value `code`: "file: <action>: No space left on device". */
+/* HM_ERR_IO (of ENOMEM: HM_ERR_MEMORY) with the text of errno value `code`: "file: <action>: No space left on device". */
 hm_status hm_fail_errno(hm_error *err, const char *file, const char *action, int code);
 
 #define HM_TRY(expression)                          \

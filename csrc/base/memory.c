@@ -4,7 +4,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define PAGE_BYTES 4096u
+#define PAGE_BYTES ((size_t)4096)
+#define LARGE_PAGE_BYTES ((size_t)2 << 20)
+#define WORTH_LARGE_PAGES ((size_t)16 << 20)
 
 bool hm_mul_u64(uint64_t a, uint64_t b, uint64_t *out)
 {
@@ -41,11 +43,27 @@ void *hm_grow(void *block, size_t count, size_t item_bytes)
     return bytes_of(count, item_bytes, &bytes) ? realloc(block, bytes) : NULL;
 }
 
-void *hm_alloc_pages(size_t bytes)
+/* Whole pages, at least one. */
+static void *alloc_pages(size_t bytes, size_t page_bytes, size_t *whole)
 {
     if (bytes > SIZE_MAX / 2) return NULL;
-    size_t whole = (bytes + PAGE_BYTES - 1) / PAGE_BYTES * PAGE_BYTES;
-    return aligned_alloc(PAGE_BYTES, whole > 0 ? whole : PAGE_BYTES);
+    *whole = bytes > 0 ? (bytes + page_bytes - 1) / page_bytes * page_bytes : page_bytes;
+    return aligned_alloc(page_bytes, *whole);
+}
+
+void *hm_alloc_pages(size_t bytes)
+{
+    size_t whole;
+    return alloc_pages(bytes, PAGE_BYTES, &whole);
+}
+
+void *hm_alloc_large(size_t bytes)
+{
+    size_t whole;
+    if (bytes < WORTH_LARGE_PAGES) return hm_alloc_pages(bytes);
+    void *block = alloc_pages(bytes, LARGE_PAGE_BYTES, &whole);
+    if (block != NULL) hm_prefer_large_pages(block, whole);
+    return block;
 }
 
 void hm_release_pages(void *block)

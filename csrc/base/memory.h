@@ -1,4 +1,5 @@
-/* Every allocation of the core goes through here: overflow-checked, and in one place for tests that make it fail. */
+/* Every allocation of the core goes through here, overflow-checked.  cJSON's do not (io/document.h).  Tests make each of
+ * them fail once: tests/faults.h. */
 #ifndef HM_BASE_MEMORY_H
 #define HM_BASE_MEMORY_H
 
@@ -13,7 +14,11 @@ void *hm_alloc(size_t count, size_t item_bytes);
 void *hm_grow(void *block, size_t count, size_t item_bytes);
 /* Buffer aligned to 4096 bytes (for direct I/O), not zeroed, or NULL.  Free with hm_release_pages. */
 void *hm_alloc_pages(size_t bytes);
+/* The same for what stays and is read from end to end again and again: in large pages, where the system has them.  Takes up to
+ * 2 MiB more.  Free with hm_release_pages. */
+void *hm_alloc_large(size_t bytes);
 void hm_release_pages(void *block);
+void hm_prefer_large_pages(void *block, size_t bytes); /* asks the system; pages_posix.c */
 char *hm_copy_text(const char *text);                   /* NULL when out of memory or given NULL */
 char *hm_copy_bytes(const char *text, size_t length);   /* appends the NUL */
 void hm_release(void *block);                           /* NULL allowed */

@@ -30,33 +30,61 @@ static char *folder_of(const char *path)
     return length == 0 ? hm_copy_text(".") : hm_copy_bytes(path, length);
 }
 
+/* The target's name in its folder. */
+static const char *name_of(const char *target)
+{
+    const char *slash = strrchr(target, '/');
+    return slash != NULL ? slash + 1 : target;
+}
+
 /* Beginning of the temporaries' names for a target: cut where the whole would not fit into a directory entry. */
 static void temp_prefix(const char *target, char out[NAME_MAX_BYTES + 1])
 {
-    const char *slash = strrchr(target, '/');
-    snprintf(out, NAME_MAX_BYTES + 1, ".%.200s" TEMP_MARK, slash != NULL ? slash + 1 : target);
+    snprintf(out, NAME_MAX_BYTES + 1, ".%.200s" TEMP_MARK, name_of(target));
+}
+
+/* Does this name in the folder stand for the open file? */
+static bool is_named(int folder_fd, const char *name, int fd)
+{
+    struct stat named, opened;
+    return fstatat(folder_fd, name, &named, AT_SYMLINK_NOFOLLOW) == 0 && fstat(fd, &opened) == 0 &&
+           named.st_ino == opened.st_ino && named.st_dev == opened.st_dev;
 }
 
 /* Removes what killed writers of this target left.  Failure is no error: the leftovers only cost space. */
-static void remove_stale(const char *folder, const char *prefix)
+static void remove_stale(int folder_fd, const char *prefix)
 {
-    DIR *entries = opendir(folder);
-    if (entries == NULL) return;
-    int at = dirfd(entries);
+    int again = openat(folder_fd, ".", O_RDONLY | O_CLOEXEC | O_DIRECTORY);
+    DIR *entries = again >= 0 ? fdopendir(again) : NULL;
+    if (entries == NULL) {
+        if (again >= 0) close(again);
+        return;
+    }
     for (struct dirent *entry; (entry = readdir(entries)) != NULL;) {
         if (strncmp(entry->d_name, prefix, strlen(prefix)) != 0) continue;
-        int fd = openat(at, entry->d_name, O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+        int fd = openat(folder_fd, entry->d_name, O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
         if (fd < 0) continue;
-        if (flock(fd, LOCK_EX | LOCK_NB) == 0) unlinkat(at, entry->d_name, 0);
+        /* Opened just before its writer put it in place, it is unlocked now, and the name may be the next writer's. */
+        if (flock(fd, LOCK_EX | LOCK_NB) == 0 && is_named(folder_fd, entry->d_name, fd))
+            unlinkat(folder_fd, entry->d_name, 0);
         close(fd);
     }
     closedir(entries);
 }
 
-static hm_status reserve(const hm_outfile *out, const char *folder, uint64_t bytes, hm_error *err)
+static void stamp_from(hm_file_stamp *out, const struct stat *info)
+{
+    *out = (hm_file_stamp){.size = (uint64_t)info->st_size,
+                           .mtime_s = (int64_t)info->st_mtim.tv_sec,
+                           .mtime_ns = (int64_t)info->st_mtim.tv_nsec,
+                           .device = (uint64_t)info->st_dev,
+                           .inode = (uint64_t)info->st_ino};
+}
+
+static hm_status reserve(const hm_outfile *out, uint64_t bytes, hm_error *err)
 {
     struct statvfs disk;
-    if (statvfs(folder, &disk) == 0) {
+    if (fstatvfs(out->fd, &disk) == 0) {
         uint64_t free_bytes = (uint64_t)disk.f_bavail * (uint64_t)disk.f_frsize;
         if (free_bytes < bytes)
             return hm_fail(err, HM_ERR_IO, out->target, NULL,
@@ -72,60 +100,87 @@ static hm_status reserve(const hm_outfile *out, const char *folder, uint64_t byt
     return HM_OK;
 }
 
-hm_status hm_outfile_begin(hm_outfile *out, const char *target, uint64_t bytes, hm_error *err)
+/* Creates and locks the temporary, under a name that nobody else has. */
+static hm_status make_temp(hm_outfile *out, hm_error *err)
 {
-    *out = (hm_outfile){.fd = -1, .direct_fd = -1};
-    char *full = hm_path_resolve(target, err);
-    if (full == NULL) return err != NULL && err->status != HM_OK ? err->status : HM_ERR_IO;
-    struct stat info;
-    if (stat(full, &info) == 0 && !S_ISREG(info.st_mode)) {
-        hm_release(full);
-        return hm_fail(err, HM_ERR_IO, target, NULL, "exists and is not a file; choose another name");
-    }
-    char *folder = folder_of(full);
     char prefix[NAME_MAX_BYTES + 1];
-    temp_prefix(full, prefix);
     hm_text temp = {0};
-    hm_status status = HM_OK;
-    if (folder == NULL) status = hm_fail_memory(err, "a path");
-    if (status == HM_OK) remove_stale(folder, prefix);
-
-    for (unsigned attempt = 0; status == HM_OK && out->fd < 0; attempt++) {
+    temp_prefix(out->target, prefix);
+    remove_stale(out->folder_fd, prefix);
+    for (unsigned attempt = 0; attempt <= 1000; attempt++) {
         hm_text_clear(&temp);
-        hm_text_put(&temp, folder);
-        hm_text_put(&temp, "/");
-        hm_text_put(&temp, prefix);
-        hm_text_format(&temp, "%ld-%u", (long)getpid(), attempt);
+        hm_text_format(&temp, "%s%ld-%u", prefix, (long)getpid(), attempt);
         if (temp.failed) {
-            status = hm_fail_memory(err, "a path");
-            break;
+            hm_text_clear(&temp);
+            return hm_fail_memory(err, "a path");
         }
-        out->fd = open(temp.data, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
-        if (out->fd < 0 && errno != EEXIST)
-            status = hm_fail_errno(err, target, "cannot be written", errno);
+        out->fd = openat(out->folder_fd, temp.data, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+        if (out->fd < 0 && errno == EEXIST) continue;
+        if (out->fd < 0) {
+            int code = errno;
+            hm_text_clear(&temp);
+            return hm_fail_errno(err, out->target, "cannot be written", code);
+        }
         /* Another writer's clean-up may come between creating and locking; then the name is gone and we take a new one.
          * Where the file system has no locks, no clean-up can take ours for stale either. */
-        bool taken = out->fd >= 0 && flock(out->fd, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK;
-        if (out->fd >= 0 && (taken || fstat(out->fd, &info) != 0 || info.st_nlink == 0)) {
-            close(out->fd);
-            out->fd = -1;
+        bool taken = flock(out->fd, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK;
+        if (!taken && is_named(out->folder_fd, temp.data, out->fd)) {
+            out->temp = temp.data;
+            return HM_OK;
         }
-        if (out->fd < 0 && attempt > 1000 && status == HM_OK)
-            status = hm_fail(err, HM_ERR_IO, target, NULL, "no temporary file can be made beside it");
+        close(out->fd);
+        out->fd = -1;
     }
-    if (status == HM_OK) {
-        out->target = full;
-        out->temp = temp.data;
-#if defined(O_DIRECT)
-        out->direct_fd = open(temp.data, O_WRONLY | O_CLOEXEC | O_DIRECT);
+    hm_text_clear(&temp);
+    return hm_fail(err, HM_ERR_IO, out->target, NULL, "no temporary file can be made beside it");
+}
+
+/* Opens the folder and looks at what has the target's name. */
+static hm_status open_folder(hm_outfile *out, hm_error *err)
+{
+    out->folder = folder_of(out->target);
+    if (out->folder == NULL) return hm_fail_memory(err, "a path");
+#if defined(O_PATH)
+    out->folder_fd = open(out->folder, O_PATH | O_CLOEXEC | O_DIRECTORY); /* it need not be readable to be written to */
+#else
+    out->folder_fd = open(out->folder, O_RDONLY | O_CLOEXEC | O_DIRECTORY);
 #endif
-        status = reserve(out, folder, bytes, err);
-        if (status != HM_OK) hm_outfile_abandon(out);
-    } else {
-        hm_release(full);
-        hm_text_clear(&temp);
+    if (out->folder_fd < 0) return hm_fail_errno(err, out->target, "its folder cannot be opened", errno);
+    struct stat info;
+    out->replaces = fstatat(out->folder_fd, name_of(out->target), &info, 0) == 0;
+    if (out->replaces && !S_ISREG(info.st_mode))
+        return hm_fail(err, HM_ERR_IO, out->target, NULL, "exists and is not a file; choose another name");
+    if (out->replaces) stamp_from(&out->before, &info);
+    return HM_OK;
+}
+
+static void close_all(hm_outfile *out)
+{
+    if (out->fd >= 0) close(out->fd);
+    if (out->direct_fd >= 0) close(out->direct_fd);
+    if (out->folder_fd >= 0) close(out->folder_fd);
+    hm_release(out->temp);
+    hm_release(out->folder);
+    hm_release(out->target);
+    *out = (hm_outfile){.fd = -1, .direct_fd = -1};
+}
+
+hm_status hm_outfile_begin(hm_outfile *out, const char *target, uint64_t bytes, hm_error *err)
+{
+    *out = (hm_outfile){.fd = -1, .direct_fd = -1, .folder_fd = -1, .target = hm_path_resolve(target, err)};
+    hm_status status = HM_OK;
+    if (out->target == NULL) status = err != NULL && err->status != HM_OK ? err->status : HM_ERR_IO;
+    if (status == HM_OK) status = open_folder(out, err);
+    if (status == HM_OK) status = make_temp(out, err);
+    if (status != HM_OK) {
+        close_all(out);
+        return status;
     }
-    hm_release(folder);
+#if defined(O_DIRECT)
+    out->direct_fd = openat(out->folder_fd, out->temp, O_WRONLY | O_CLOEXEC | O_DIRECT);
+#endif
+    status = reserve(out, bytes, err);
+    if (status != HM_OK) hm_outfile_close(out);
     return status;
 }
 
@@ -177,41 +232,53 @@ hm_status hm_outfile_sync(const hm_outfile *out, hm_error *err)
     return fsync(out->fd) == 0 ? HM_OK : hm_fail_errno(err, out->target, "cannot be written", errno);
 }
 
-static void close_all(hm_outfile *out)
+bool hm_outfile_target_changed(const hm_outfile *out)
 {
-    if (out->fd >= 0) close(out->fd);
-    if (out->direct_fd >= 0) close(out->direct_fd);
-    hm_release(out->temp);
-    hm_release(out->target);
-    *out = (hm_outfile){.fd = -1, .direct_fd = -1};
+    struct stat info;
+    hm_file_stamp now;
+    if (fstatat(out->folder_fd, name_of(out->target), &info, 0) != 0) return false; /* nothing there that could be lost */
+    if (!out->replaces) return true;
+    stamp_from(&now, &info);
+    return now.device != out->before.device || now.inode != out->before.inode || now.size != out->before.size ||
+           now.mtime_s != out->before.mtime_s || now.mtime_ns != out->before.mtime_ns;
+}
+
+hm_status hm_outfile_check(const hm_outfile *out, hm_error *err)
+{
+    struct stat here, there;
+    if (stat(out->folder, &there) != 0 || fstat(out->folder_fd, &here) != 0 || here.st_ino != there.st_ino ||
+        here.st_dev != there.st_dev)
+        return hm_fail(err, HM_ERR_IO, out->target, NULL,
+                       "its folder was moved or removed while it was being written; run again");
+    if (!is_named(out->folder_fd, out->temp, out->fd))
+        return hm_fail(err, HM_ERR_IO, out->target, NULL,
+                       "its temporary file %s was taken away while it was being written; run again", out->temp);
+    return HM_OK;
 }
 
 hm_status hm_outfile_publish(hm_outfile *out, hm_error *err)
 {
-    char *folder = folder_of(out->target);
-    if (folder == NULL) return hm_fail_memory(err, "a path");
-    hm_status status = HM_OK;
-    if (rename(out->temp, out->target) != 0)
-        status = hm_fail_errno(err, out->target, "cannot be put in place", errno);
-    if (status == HM_OK) {
-        int fd = open(folder, O_RDONLY | O_CLOEXEC | O_DIRECTORY);
-        /* The name is in place; a folder that cannot be synced (some network disks) is no reason to report failure. */
-        if (fd >= 0) {
-            (void)fsync(fd);
-            close(fd);
-        }
-        close_all(out);
-    }
-    hm_release(folder);
-    return status;
+    if (renameat(out->folder_fd, out->temp, out->folder_fd, name_of(out->target)) != 0)
+        return hm_fail_errno(err, out->target, "cannot be put in place", errno);
+    out->published = true;
+    return HM_OK;
 }
 
-void hm_outfile_abandon(hm_outfile *out)
+void hm_outfile_close(hm_outfile *out)
 {
     if (out->temp == NULL) {
         *out = (hm_outfile){.fd = -1, .direct_fd = -1};
         return;
     }
-    unlink(out->temp);
+    if (out->published) {
+        int fd = openat(out->folder_fd, ".", O_RDONLY | O_CLOEXEC | O_DIRECTORY);
+        /* The name is in place; a folder that cannot be synced (some network disks) is no reason to report failure. */
+        if (fd >= 0) {
+            (void)fsync(fd);
+            close(fd);
+        }
+    } else if (is_named(out->folder_fd, out->temp, out->fd)) {
+        unlinkat(out->folder_fd, out->temp, 0);
+    }
     close_all(out);
 }

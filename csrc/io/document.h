@@ -1,6 +1,10 @@
 /* Metadata documents (the `hypermerge` key, recipes) read with cJSON, behind checks that cJSON alone does not make: at
  * most 4 MiB, valid UTF-8, no text after the end, no duplicate names in one object, no \u0000, numbers finite, at most
- * 16 levels.  cJSON allocates by itself: at most about 40 bytes for each byte of text. */
+ * 16 levels.
+ *
+ * cJSON allocates by itself: at most about 40 bytes for each byte of text, so 160 MiB in all, and HM_ERR_MEMORY where there
+ * are not so many.  It could be given our allocator (cJSON_InitHooks), but that is one setting for the whole process, in
+ * which others may use the same library, and blocks of theirs would be freed by us: the core leaves it alone. */
 #ifndef HM_IO_DOCUMENT_H
 #define HM_IO_DOCUMENT_H
 

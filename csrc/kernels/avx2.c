@@ -104,20 +104,11 @@ INLINE void vf_store_f16(unsigned char *p, vf a)
     _mm_storeu_si128((__m128i *)(void *)p, _mm256_cvtps_ph((__m256)a, _MM_FROUND_TO_NEAREST_INT));
 }
 
-/* By 16 bytes, as results of 16 bits are put: a wider load would have to wait for two stores. */
-INLINE void stream_line(unsigned char *to, const unsigned char *line)
-{
-    for (size_t i = 0; i < 64; i += 16)
-        _mm_stream_si128((__m128i *)(void *)(to + i), _mm_loadu_si128((const __m128i *)(const void *)(line + i)));
-}
-
-INLINE void stream_end(void) { _mm_sfence(); }
-
 #define NATIVE_F16
-#define STREAM_STORES
 #define KERNEL_TABLE hm_kernels_avx2
 #define KERNEL_NAME "avx2"
 #include "kernels/template.h"
+#include "kernels/stream_stores.h"
 #include "kernels/blend_template.h"
 
 #if defined(__clang__)

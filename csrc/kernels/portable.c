@@ -147,4 +147,5 @@ INLINE vf vf_fnma(vf a, vf b, vf c) { return c - a * b; }
 #define KERNEL_TABLE hm_kernels_portable
 #define KERNEL_NAME "portable"
 #include "kernels/template.h"
+#include "kernels/stream_stores.h"
 #include "kernels/blend_template.h"

@@ -51,37 +51,35 @@ INLINE vu vu_select(vu mask, vu yes, vu no)
 
 /* ---- small floats -------------------------------------------------------------------------------------------- */
 
-/* Codes are without the sign bit.  Above `infinity` everything is NaN; a format without infinity has its largest finite
- * number there, so that "above" stays right. */
+/* Codes are without the sign bit. */
 typedef struct small_float {
     unsigned mantissa, exponent; /* bits */
     uint32_t finite;             /* largest finite number */
-    uint32_t infinity;
     uint32_t overflow;           /* what too large numbers and infinity become */
     uint32_t nan;
 } small_float;
 
 #if !defined(NATIVE_F16)
-static const small_float f16 = {10, 5, 0x7bff, 0x7c00, 0x7c00, 0x7e00};
+static const small_float f16 = {10, 5, 0x7bff, 0x7c00, 0x7e00};
 #endif
-static const small_float f8_e4m3 = {3, 4, 0x7e, 0x7e, 0x7e, 0x7f};
-static const small_float f8_e5m2 = {2, 5, 0x7b, 0x7c, 0x7b, 0x7e};
+static const small_float f8_e4m3 = {3, 4, 0x7e, 0x7e, 0x7f};
+static const small_float f8_e5m2 = {2, 5, 0x7b, 0x7b, 0x7e};
 
 /* Normal numbers: shift the fields into place, add the difference of the biases to the exponent.  Subnormal ones have
  * no hidden bit: put in the one of the smallest normal number, then subtract it as a float; operands and result are
- * normal f32, so no flush-to-zero mode can touch them.  NaN comes out quiet, as from F16C. */
+ * normal f32, so no flush-to-zero mode can touch them.  From the others 0 is subtracted, which turns a signalling NaN
+ * into a quiet one, as F16C does, and changes nothing else. */
 INLINE vf widen(vu x, small_float f)
 {
     const unsigned shift = 23 - f.mantissa, above = 31 - f.mantissa - f.exponent;
     const uint32_t sign_bit = (uint32_t)1 << (f.mantissa + f.exponent);
     const uint32_t rebias = (uint32_t)(128 - (1 << (f.exponent - 1))) << 23, one = (uint32_t)1 << 23;
     vu code = x & (sign_bit - 1);
-    vu fields = code << shift;
-    vu subnormal = vf_bits(vf_from_bits(fields + (rebias + one)) - vf_from_bits(vu_set(rebias + one)));
-    vu y = vu_select(vu_greater(vu_set((uint32_t)1 << f.mantissa), code), subnormal, fields + rebias);
-    y |= vu_greater(code, vu_set(f.finite)) & 0x7f800000u;
-    y |= vu_greater(code, vu_set(f.infinity)) & 0x00400000u;
-    return vf_from_bits(y | (x & sign_bit) << above);
+    vu subnormal = vu_greater(vu_set((uint32_t)1 << f.mantissa), code);
+    vu fields = (code << shift) + rebias + (subnormal & one);
+    fields |= vu_greater(code, vu_set(f.finite)) & 0x7f800000u;
+    vf size = vf_from_bits(fields) - vf_from_bits(subnormal & (rebias + one));
+    return vf_from_bits(vf_bits(size) | (x & sign_bit) << above);
 }
 
 /* Normal numbers: round the code to nearest even by adding just under a half, plus the last bit kept; a carry out of
@@ -91,16 +89,16 @@ INLINE vu narrow(vf v, small_float f)
 {
     const unsigned shift = 23 - f.mantissa, above = 31 - f.mantissa - f.exponent;
     const int bias = (1 << (f.exponent - 1)) - 1;
-    const uint32_t rebias = (uint32_t)(127 - bias) << f.mantissa;
+    const uint32_t rebias = (uint32_t)(127 - bias) << 23;
     const uint32_t normal_from = (uint32_t)(128 - bias) << 23;
     const uint32_t magic = (uint32_t)(127 + 24 - bias - (int)f.mantissa) << 23;
     vu bits = vf_bits(v);
     vu size = bits & 0x7fffffffu;
-    vu normal = ((size + ((uint32_t)1 << (shift - 1)) - 1 + ((size >> shift) & 1)) >> shift) - rebias;
+    vu normal = (size + (((uint32_t)1 << (shift - 1)) - 1 - rebias) + ((size >> shift) & 1)) >> shift;
     vu subnormal = vf_bits(vf_from_bits(size) + vf_from_bits(vu_set(magic))) - magic;
     vu code = vu_select(vu_greater(vu_set(normal_from), size), subnormal, normal);
-    code = vu_select(vu_greater(code, vu_set(f.overflow)), vu_set(f.overflow), code);
-    code = vu_select(vu_greater(size, vu_set(0x7f800000u)), vu_set(f.nan), code);
+    vu special = (vu_greater(size, vu_set(0x7f800000u)) & (f.overflow ^ f.nan)) ^ f.overflow;
+    code = vu_select(vu_greater(code, vu_set(f.overflow)), special, code);
     return code | (bits ^ size) >> above;
 }
 

@@ -7,7 +7,7 @@
 #include "base/sha256.h"
 #include "io/header_write.h"
 #include "model/names.h"
-#include "model/source.h"
+#include "model/product.h"
 
 #define BLOCK_BYTES ((size_t)4 << 20)
 #define READ_SLACK ((size_t)8192) /* what hm_file_read_direct wants beyond its bytes */
@@ -27,13 +27,23 @@ hm_status hm_source_describe(hm_source *source, char **out_json, hm_error *err)
     const hm_header *header = &source->header;
     size_t of_dtype[HM_DTYPE_COUNT] = {0}, of_component[HM_COMPONENT_COUNT] = {0};
     uint64_t parameters[HM_COMPONENT_COUNT] = {0}, all_parameters = 0, bytes = 0;
+    uint64_t least_rank = UINT64_MAX, largest_rank = 0;
     for (size_t i = 0; i < header->count; i++) {
         const hm_tensor_info *tensor = &header->tensors[i];
         hm_component component = hm_name_component(tensor->name);
-        of_dtype[tensor->dtype]++;
+        uint64_t elements = tensor->elements;
+        hm_dtype dtype = tensor->dtype;
+        if (tensor->rank > 0) {
+            const hm_tensor_info *up = hm_source_up(source, (uint32_t)i);
+            elements = up->elements + hm_source_down(source, (uint32_t)i)->elements;
+            dtype = up->dtype;
+            if (tensor->rank < least_rank) least_rank = tensor->rank;
+            if (tensor->rank > largest_rank) largest_rank = tensor->rank;
+        }
+        of_dtype[dtype]++;
         of_component[component]++;
-        parameters[component] += tensor->elements;
-        all_parameters += tensor->elements;
+        parameters[component] += elements;
+        all_parameters += elements;
         bytes += tensor->bytes;
     }
 
@@ -59,6 +69,9 @@ hm_status hm_source_describe(hm_source *source, char **out_json, hm_error *err)
         comma = ",";
     }
     hm_text_put(&out, "}");
+    if (source->product_count > 0)
+        hm_text_format(&out, ",\"low_rank\":{\"tensors\":%zu,\"least_rank\":%" PRIu64 ",\"largest_rank\":%" PRIu64 "}",
+                       source->product_count, least_rank, largest_rank);
     put_text(&out, "header_hash", source->path != NULL ? source->header_hash : NULL);
     if (source->sha256[0] != 0) put_text(&out, "sha256", source->sha256);
     hm_text_put(&out, ",\"metadata\":{");

@@ -3,20 +3,16 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "io/json_lex.h"
+
 /* One character of valid UTF-8; a byte that begins no valid sequence stands for itself. */
 static uint32_t next_character(const char **text)
 {
     const unsigned char *s = (const unsigned char *)*text;
-    unsigned length = s[0] < 0xc2 ? 1 : s[0] < 0xe0 ? 2 : s[0] < 0xf0 ? 3 : s[0] < 0xf5 ? 4 : 1;
-    uint32_t value = length == 1 ? s[0] : s[0] & (0x7fu >> length);
-    for (unsigned i = 1; i < length; i++) {
-        if ((s[i] & 0xc0) != 0x80) {
-            *text += 1;
-            return s[0];
-        }
-        value = value << 6 | (s[i] & 0x3fu);
-    }
-    *text += length;
+    size_t length = hm_utf8_step(*text, 4); /* none is longer, and a NUL ends them all */
+    uint32_t value = length < 2 ? s[0] : s[0] & (0x7fu >> length);
+    for (size_t i = 1; i < length; i++) value = value << 6 | (s[i] & 0x3fu);
+    *text += length > 0 ? length : 1;
     return value;
 }
 

@@ -7,6 +7,7 @@
 #include "base/error.h"
 #include "base/memory.h"
 #include "base/sha256.h"
+#include "model/product.h"
 
 #define LENGTH_BYTES 8u
 
@@ -30,9 +31,17 @@ hm_source *hm_source_keep(hm_source *source)
 void hm_source_close(hm_source *source)
 {
     if (source == NULL || atomic_fetch_sub_explicit(&source->references, 1, memory_order_acq_rel) > 1) return;
+    hm_release(source->by_name);
+    if (source->view_of != NULL) {
+        hm_source_close(source->view_of);
+        hm_release(source);
+        return;
+    }
     hm_file_close(&source->file);
     hm_header_clear(&source->header);
-    hm_release(source->by_name);
+    hm_release(source->products);
+    hm_release(source->stored);
+    hm_release(source->product_names);
     hm_release(source->name);
     hm_release(source->label);
     hm_release(source->path);
@@ -49,10 +58,11 @@ static int by_name_order(const void *a, const void *b)
     return strcmp(((const named *)a)->name, ((const named *)b)->name);
 }
 
-/* Fills source->by_name.  A name that stands there twice: HM_ERR_ARGUMENT (a file's header was checked before). */
-static hm_status index_names(hm_source *source, hm_error *err)
+hm_status hm_source_index_names(hm_source *source, hm_error *err)
 {
     size_t count = source->header.count;
+    hm_release(source->by_name);
+    source->by_name = NULL;
     if (count >= HM_ABSENT) return hm_fail(err, HM_ERR_ARGUMENT, source->label, NULL, "has too many tensors");
     named *sorted = hm_alloc(count, sizeof *sorted);
     source->by_name = hm_alloc(count, sizeof *source->by_name);
@@ -160,7 +170,8 @@ static hm_status open_file(hm_source *source, const char *path, hm_error *err)
     if (source->path == NULL) return hm_fail_memory(err, "a path");
     HM_TRY(hm_file_stamp_get(&source->file, &source->stamp, err));
     HM_TRY(read_header(source, err));
-    return index_names(source, err);
+    HM_TRY(hm_source_index_names(source, err));
+    return hm_products_fold(source, err);
 }
 
 hm_status hm_source_open(hm_source **out, const char *path, hm_error *err)
@@ -225,7 +236,8 @@ static hm_status borrow_all(hm_source *source, const char *name, const hm_tensor
         return hm_fail_memory(err, "tensor names");
     for (size_t i = 0; i < count; i++) HM_TRY(borrow_tensor(source, i, &tensors[i], &at, err));
     source->header.count = count;
-    return index_names(source, err);
+    HM_TRY(hm_source_index_names(source, err));
+    return hm_products_fold(source, err);
 }
 
 hm_status hm_source_borrow(hm_source **out, const char *name, const hm_tensor_info *tensors, size_t count,
@@ -384,6 +396,15 @@ const char *hm_source_metadata(const hm_source *source, const char *key)
     for (size_t i = 0; i < source->header.meta_count; i++)
         if (strcmp(source->header.meta_keys[i], key) == 0) return source->header.meta_values[i];
     return NULL;
+}
+
+hm_status hm_source_read(const hm_source *source, const hm_tensor_info *tensor, uint64_t start, size_t count, void *out,
+                         hm_error *err)
+{
+    size_t size = hm_dtype_bytes(tensor->dtype);
+    if (source->path != NULL) return hm_file_read(&source->file, out, tensor->offset + start * size, count * size, err);
+    hm_source_gather(tensor, start, count, out);
+    return HM_OK;
 }
 
 hm_status hm_source_check_unchanged(const hm_source *source, hm_error *err)

@@ -10,13 +10,21 @@
 #define HM_ABSENT UINT32_MAX
 #define HM_OWN_PREFIX "hypermerge." /* of the directions and corrections in a hyper-model */
 
+typedef struct hm_product hm_product; /* model/product.h */
+
 struct hm_source {
     atomic_uint references;
     char *name;
     char *label;            /* files: the path as it was given (links not resolved); else the name */
     char *path;             /* absolute, links resolved; NULL for borrowed tensors */
-    hm_header header;
+    hm_header header;       /* its tensors as they are offered: a pair of factors is one */
     uint32_t *by_name;      /* permutation of header.tensors, sorted by name */
+    hm_product *products;   /* ascending by tensor */
+    size_t product_count;
+    hm_tensor_info *stored; /* the tensors as they lie in the file, factors one by one; NULL without products */
+    size_t stored_count;
+    char *product_names;
+    hm_source *view_of;     /* hm_source_as_stored: owns nothing but by_name, and keeps this one */
     hm_file file;           /* files only */
     hm_file_stamp stamp;    /* when opened */
     char header_hash[65];   /* sha256 of the 8 length bytes and the header; "" for borrowed tensors */
@@ -31,6 +39,11 @@ const char *hm_source_short_label(const hm_source *source);
 uint32_t hm_source_index(const hm_source *source, const char *name);
 /* Index of the first tensor (by name) whose name begins with `prefix`, or HM_ABSENT.  O(log n). */
 uint32_t hm_source_prefix_index(const hm_source *source, const char *prefix);
+/* Fills by_name anew.  A name that stands there twice: HM_ERR_ARGUMENT (a file's header was checked before). */
+hm_status hm_source_index_names(hm_source *source, hm_error *err);
+/* Elements [start, start + count) as they are stored, in row-major order.  Not for tensors that have a rank. */
+hm_status hm_source_read(const hm_source *source, const hm_tensor_info *tensor, uint64_t start, size_t count, void *out,
+                         hm_error *err);
 /* Compares the file with what it was when opened: HM_ERR_IO "… changed while being read; run again" otherwise. */
 hm_status hm_source_check_unchanged(const hm_source *source, hm_error *err);
 /* Copies elements [start, start + count) of a borrowed tensor in row-major order, following its strides. */

@@ -47,7 +47,7 @@ static void put_duplicates(hm_text *text, const hm_plan *plan, const double *dis
 }
 
 static void put_answer(hm_text *text, const hm_plan *plan, const double *about_first, const double *about_mean,
-                       const double *to_hull)
+                       const double *to_hull, const double *rounding)
 {
     size_t members = plan->source_count, all[HM_MAX_MEMBERS];
     double distance[HM_MAX_MEMBERS * HM_MAX_MEMBERS], cosine[HM_MAX_MEMBERS * HM_MAX_MEMBERS], norm[HM_MAX_MEMBERS];
@@ -72,6 +72,7 @@ static void put_answer(hm_text *text, const hm_plan *plan, const double *about_f
     hm_put_matrix(text, "cosine", cosine, members, members);
     hm_put_vector(text, "norm", norm, members);
     hm_put_vector(text, "distance_to_others", to_hull, members);
+    hm_put_vector(text, "rounding", rounding, members);
     put_duplicates(text, plan, distance);
     hm_text_put(text, ",\"notes\":[");
     for (size_t i = 0; i < plan->note_count; i++) {
@@ -94,10 +95,11 @@ hm_status hm_compare(hm_source *const *sources, size_t count, const hm_selection
     hm_plan *plan = NULL;
     HM_TRY(hm_plan_make(&plan, sources, count, NULL, NULL, selection, err));
     size_t square = count * count;
-    double *about_first = hm_alloc(2 * square, sizeof(double)), *about_mean, to_hull[HM_MAX_MEMBERS];
+    double *about_first = hm_alloc(2 * square, sizeof(double)), *about_mean, to_hull[HM_MAX_MEMBERS], rounding[HM_MAX_MEMBERS];
     hm_status status = HM_OK;
     if (about_first == NULL) status = hm_fail_memory(err, "the Gram matrix");
-    if (status == HM_OK) status = hm_measure_plan(plan, true, selection->allow_nonfinite, about_first, NULL, job, err);
+    if (status == HM_OK)
+        status = hm_measure_plan(plan, true, selection->allow_nonfinite, about_first, NULL, rounding, job, err);
     if (status == HM_OK) {
         about_mean = about_first + square;
         memcpy(about_mean, about_first, square * sizeof(double));
@@ -105,7 +107,7 @@ hm_status hm_compare(hm_source *const *sources, size_t count, const hm_selection
         status = hm_hull_distances(about_first, count, to_hull, err);
         if (status == HM_OK) {
             hm_text text = {0};
-            put_answer(&text, plan, about_first, about_mean, to_hull);
+            put_answer(&text, plan, about_first, about_mean, to_hull, rounding);
             status = hm_give_text(&text, out_json, err);
         }
     }

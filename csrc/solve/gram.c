@@ -15,6 +15,7 @@ struct gram_pass {
     size_t first;   /* 1 where row 0 is the reference: its differences are zero and need no arithmetic */
     size_t columns; /* f32 rows of this many numbers fit the cache */
     float mean_weights[2 * HM_MAX_MEMBERS];
+    uint64_t *sampled; /* [tensor_count]: columns of which the reference was measured */
 };
 
 /* Scratch of a worker, in rows of `columns` f32 numbers. */
@@ -28,6 +29,8 @@ struct gram_scratch {
 /* Results of a cut: the triangle, then this. */
 struct gram_tail {
     double rounding;
+    double reference; /* Σ R² over the columns that were sampled, and how many those were */
+    uint64_t sampled;
     uint64_t nonfinite;
 };
 
@@ -181,6 +184,10 @@ static hm_status gram_work(void *user, const hm_piece *piece, const hm_segment *
             for (size_t j = 0; j <= i; j++) triangle[HM_TRIANGLE(i + first, j + first)] += here[HM_TRIANGLE(i, j)];
         if (pass->spec->mean_weights != NULL)
             tail->rounding += mean_rounding(pass, pass->spec->mean_dtypes[piece->tensor], n, scratch);
+        if (pass->spec->measure_reference && tail->sampled == 0 && piece->raw[pass->spec->reference] != NULL) {
+            tail->reference = pass->kernels->sum_squares(scratch.reference, n);
+            tail->sampled = n;
+        }
     }
     return HM_OK;
 }
@@ -196,6 +203,8 @@ static hm_status gram_commit(void *user, const hm_segment *segment, hm_error *er
         if (tail->nonfinite != 0) pass->out->nonfinite[segment->tensor] = true;
         for (size_t i = 0; i < pass->triangle; i++) sum[i] += triangle[i];
         pass->out->rounding[segment->tensor] += tail->rounding;
+        pass->out->reference[segment->tensor] += tail->reference;
+        pass->sampled[segment->tensor] += tail->sampled;
     }
     return HM_OK;
 }
@@ -205,12 +214,21 @@ hm_status hm_gram_measure(hm_gram_result *out, const hm_gram_spec *spec, hm_job 
     size_t m = spec->gram_rows, triangle = HM_TRIANGLE(m, 0);
     hm_gram_result result = {.grams = hm_alloc(spec->tensor_count * triangle, sizeof(double)),
                              .rounding = hm_alloc(spec->tensor_count, sizeof(double)),
+                             .reference = hm_alloc(spec->tensor_count, sizeof(double)),
                              .nonfinite = hm_alloc(spec->tensor_count, sizeof(bool))};
-    if (result.grams == NULL || result.rounding == NULL || result.nonfinite == NULL) {
+    uint64_t *sampled = hm_alloc(spec->tensor_count, sizeof *sampled);
+    if (result.grams == NULL || result.rounding == NULL || result.reference == NULL || result.nonfinite == NULL ||
+        sampled == NULL) {
         hm_gram_clear(&result);
+        hm_release(sampled);
         return hm_fail_memory(err, "the Gram matrices");
     }
-    struct gram_pass pass = {.spec = spec, .out = &result, .kernels = hm_kernels_best(), .m = m, .triangle = triangle};
+    struct gram_pass pass = {.spec = spec,
+                             .out = &result,
+                             .kernels = hm_kernels_best(),
+                             .m = m,
+                             .triangle = triangle,
+                             .sampled = sampled};
     pass.first = spec->reference == 0 && spec->plain == NULL && m > 1 ? 1 : 0;
     pass.columns = m <= 8 ? HM_KERNEL_COLUMNS : m <= 16 ? HM_KERNEL_COLUMNS / 2 : HM_KERNEL_COLUMNS / 4;
     for (size_t i = 0; spec->mean_weights != NULL && i < m; i++) pass.mean_weights[i] = (float)spec->mean_weights[i];
@@ -225,15 +243,18 @@ hm_status hm_gram_measure(hm_gram_result *out, const hm_gram_spec *spec, hm_job 
                         .commit = gram_commit,
                         .user = &pass};
     hm_status status = hm_stream_run(&stream, job, err);
+    for (size_t t = 0; t < spec->tensor_count; t++) {
+        if (sampled[t] > 0) result.reference[t] *= (double)spec->elements[t] / (double)sampled[t];
+        if (result.nonfinite[t]) {
+            memset(result.grams + t * triangle, 0, triangle * sizeof(double));
+            result.rounding[t] = result.reference[t] = 0;
+        }
+    }
+    hm_release(sampled);
     if (status != HM_OK) {
         hm_gram_clear(&result);
         return status;
     }
-    for (size_t t = 0; t < spec->tensor_count; t++)
-        if (result.nonfinite[t]) {
-            memset(result.grams + t * triangle, 0, triangle * sizeof(double));
-            result.rounding[t] = 0;
-        }
     *out = result;
     return HM_OK;
 }
@@ -242,6 +263,7 @@ void hm_gram_clear(hm_gram_result *result)
 {
     hm_release(result->grams);
     hm_release(result->rounding);
+    hm_release(result->reference);
     hm_release(result->nonfinite);
     *result = (hm_gram_result){0};
 }

@@ -25,11 +25,13 @@ typedef struct hm_gram_spec {
      * measured as well (reference must be a gram row; mean_weights sum to 1). */
     const double *mean_weights;
     const hm_dtype *mean_dtypes; /* [tensor_count] */
+    bool measure_reference;      /* also estimate the squared length of the reference itself */
 } hm_gram_spec;
 
 typedef struct hm_gram_result {
     double *grams;     /* [tensor_count × m (m+1)/2], HM_TRIANGLE order */
     double *rounding;  /* [tensor_count], 0 where not asked for */
+    double *reference; /* [tensor_count]: ⟨R, R⟩, from the first columns of each cut; 0 where not asked for */
     bool *nonfinite;   /* [tensor_count]: holds NaN or Inf; its Gram is 0 */
 } hm_gram_result;
 

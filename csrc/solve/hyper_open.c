@@ -28,7 +28,9 @@ static hm_status read_member(hm_hyper *hyper, const cJSON *json, size_t m, size_
     hm_solution *solution = &hyper->solution;
     hm_member *member = &hyper->members[m];
     const char *name = hm_document_string(json, "name");
-    if (name == NULL || (member->name = hm_copy_text(name)) == NULL) return broken(hyper, err, "a member has no name");
+    if (name == NULL) return broken(hyper, err, "a member has no name");
+    member->name = hm_copy_text(name);
+    if (member->name == NULL) return hm_fail_memory(err, "a hyper-model");
     if (!copy_hash(member->header_hash, hm_document_string(json, "header_hash")) ||
         !copy_hash(member->sha256, hm_document_string(json, "sha256")))
         return broken(hyper, err, "a hash is not 64 hexadecimal digits");
@@ -218,7 +220,8 @@ static bool has_all_directions(const hm_hyper *hyper, const char *name)
 }
 
 /* What the tensors named hypermerge.* say must agree with the base and with the document, since it decides what is written
- * where: floating point on both sides, one shape, every direction for every tensor that moves. */
+ * where: floating point on both sides, one shape, every direction for every tensor that moves.  Whether a direction is stored
+ * in full or as factors makes no difference: of factors the source offers the product. */
 static hm_status check_parts(const hm_hyper *hyper, hm_error *err)
 {
     const char *file = hm_source_label(hyper->file);
@@ -232,6 +235,8 @@ static hm_status check_parts(const hm_hyper *hyper, hm_error *err)
             return hm_fail(err, HM_ERR_FORMAT, file, part->name, "is no part of a hyper-model as the metadata describes it");
         if (!hm_dtype_is_float(part->dtype))
             return hm_fail(err, HM_ERR_FORMAT, file, part->name, "is not of a floating-point type");
+        if (k == 0 && part->rank > 0)
+            return hm_fail(err, HM_ERR_FORMAT, file, part->name, "is low-rank, which only directions can be");
         if (k > 0 && !has_all_directions(hyper, of))
             return hm_fail(err, HM_ERR_FORMAT, file, of, "does not have all %zu directions", hyper->solution.directions);
         moving += k > 0 ? 1 : 0;
@@ -254,32 +259,38 @@ static hm_status check_parts(const hm_hyper *hyper, hm_error *err)
     return HM_OK;
 }
 
-static hm_source *open_if_right(const hm_hyper *hyper, const char *folder, size_t folder_length)
+/* A file that is absent, unreadable or another one of that name is not the base; one that memory was lacking for may be. */
+static hm_status open_if_right(hm_hyper *hyper, const char *folder, size_t folder_length, hm_error *err)
 {
     hm_text path = {0};
     hm_source *source = NULL;
+    hm_error reason = {0};
     hm_text_add(&path, folder, folder_length);
     if (folder_length > 0 && folder[folder_length - 1] != '/') hm_text_put(&path, "/");
     hm_text_put(&path, hyper->base_name);
-    if (!path.failed && hm_path_exists(path.data) && hm_source_open(&source, path.data, NULL) == HM_OK &&
-        strcmp(source->header_hash, hyper->base_header_hash) != 0) {
-        hm_source_close(source); /* another file of that name */
-        source = NULL;
-    }
+    hm_status status = path.failed ? hm_fail_memory(&reason, "a path") : HM_OK;
+    if (status == HM_OK && hm_path_exists(path.data)) status = hm_source_open(&source, path.data, &reason);
     hm_text_clear(&path);
-    return source;
+    if (source != NULL && strcmp(source->header_hash, hyper->base_header_hash) == 0)
+        hyper->base_file = source;
+    else
+        hm_source_close(source);
+    if (status != HM_ERR_MEMORY) return HM_OK;
+    if (err != NULL) *err = reason;
+    return status;
 }
 
-static void find_base(hm_hyper *hyper, const char *const *folders, size_t folder_count)
+static hm_status find_base(hm_hyper *hyper, const char *const *folders, size_t folder_count, hm_error *err)
 {
     if (hyper->base_name == NULL) {
         if (hyper->base == HM_BASE_MEAN) hyper->base_file = hm_source_keep(hyper->file);
-        return;
+        return HM_OK;
     }
     const char *path = hm_source_path(hyper->file), *slash = strrchr(path, '/');
-    hyper->base_file = open_if_right(hyper, path, slash != NULL ? (size_t)(slash - path) + 1 : 0);
+    HM_TRY(open_if_right(hyper, path, slash != NULL ? (size_t)(slash - path) + 1 : 0, err));
     for (size_t i = 0; hyper->base_file == NULL && i < folder_count; i++)
-        hyper->base_file = open_if_right(hyper, folders[i], strlen(folders[i]));
+        HM_TRY(open_if_right(hyper, folders[i], strlen(folders[i]), err));
+    return HM_OK;
 }
 
 static hm_status open_into(hm_hyper *hyper, const char *path, const char *const *folders, size_t folder_count, hm_error *err)
@@ -296,7 +307,7 @@ static hm_status open_into(hm_hyper *hyper, const char *path, const char *const 
     HM_TRY(status);
     hyper->document = hm_copy_text(text);
     if (hyper->document == NULL) return hm_fail_memory(err, "a hyper-model");
-    find_base(hyper, folders, folder_count);
+    HM_TRY(find_base(hyper, folders, folder_count, err));
     return check_parts(hyper, err);
 }
 

@@ -146,7 +146,7 @@ static hm_status measure_solved(struct projection *out, hm_hyper *hyper, hm_sour
     double *gram = hm_alloc(2 * count * count, sizeof(double));
     hm_status status = gram != NULL ? HM_OK : hm_fail_memory(err, "the Gram matrix");
     if (status == HM_OK)
-        status = hm_measure_plan(plan, hyper->base != HM_BASE_NONE, hyper->allow_nonfinite, gram, NULL, job, err);
+        status = hm_measure_plan(plan, hyper->base != HM_BASE_NONE, hyper->allow_nonfinite, gram, NULL, NULL, job, err);
     if (status == HM_OK) {
         double *inner = gram + count * count;
         size_t skip = file ? 1 : 0, m = count - skip;

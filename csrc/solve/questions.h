@@ -6,10 +6,11 @@
 #include "model/plan.h"
 #include "solve/gram.h"
 
-/* Gram of the merged tensors of `plan` about one of its sources (or about nothing): total[M × M], and per block
- * blocks[block_count × M × M] where not NULL. */
+/* Gram of the merged tensors of `plan` about its first source (or about nothing): total[M × M], and per block
+ * blocks[block_count × M × M] where not NULL.  rounding[M], where not NULL (about the first source only): how far, in the
+ * same measure as distances, rounding to the types in which it is stored may have moved each model at most. */
 hm_status hm_measure_plan(const hm_plan *plan, bool subtract_first, bool allow_nonfinite, double *total, double *blocks,
-                          hm_job *job, hm_error *err);
+                          double *rounding, hm_job *job, hm_error *err);
 
 /* "key":[…] and "key":[[…]…] with a comma before them when the text does not end in '{'. */
 void hm_put_vector(hm_text *text, const char *key, const double *values, size_t count);

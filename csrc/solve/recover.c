@@ -108,7 +108,8 @@ hm_status hm_recover(hm_source *x, hm_source *const *parents, size_t count, cons
     if (total == NULL || (options->blocks && blocks == NULL)) status = hm_fail_memory(err, "the Gram matrix");
     /* With weights that sum to 1 only differences count, so the first parent is subtracted; without, nothing may be. */
     if (status == HM_OK)
-        status = hm_measure_plan(plan, !options->free_sum, options->selection.allow_nonfinite, total, blocks, job, err);
+        status = hm_measure_plan(plan, !options->free_sum, options->selection.allow_nonfinite, total, blocks, NULL, job,
+                                 err);
     if (status == HM_OK) {
         hm_text text = {0};
         status = answer(&text, plan, total, blocks, options->free_sum, err);

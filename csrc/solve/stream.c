@@ -7,7 +7,7 @@
 #include "base/memory.h"
 #include "base/threads.h"
 #include "kernels/kernels.h"
-#include "solve/stream_plan.h"
+#include "solve/stream_products.h"
 
 #define DEFAULT_BUDGET ((uint64_t)256 << 20)
 #define SMALLEST_BUDGET ((uint64_t)16 << 20)
@@ -16,8 +16,6 @@
 /* Workers beyond the computing ones: they keep reads under way.  Two more fill the queue of an NVMe disk; two more again
  * where what was computed must also be written. */
 #define READERS 2u
-/* One more may compute than there are CPUs: it fills the gaps in which another wakes up or hands over (measured: −12 %). */
-#define SPARE 1u
 #define WRITERS 2u
 #define SLOTS_AHEAD 2u
 /* A warm step of all rows together, in elements: as f16 it fills half of a 1 MiB second-level cache. */
@@ -28,27 +26,31 @@
 /* One item in flight: its plan, its buffers, its results. */
 struct slot {
     hm_item item;
-    unsigned char *buffers; /* row r at r · row_capacity */
+    unsigned char *buffers; /* buffer_of */
     unsigned char *results;
+    hm_factors **factors; /* where there are products: hm_item_take_factors */
     bool done;
 };
 
 struct pass {
     const hm_stream *stream;
     hm_item_planner planner;
-    size_t slot_count, row_capacity;
+    size_t slot_count;
+    hm_item_limits limits;
     size_t step; /* elements of a warm read, and of a gather */
     struct slot *slots;
+    hm_stream_products products;
     unsigned char *scratch; /* per worker */
     size_t scratch_stride;
     hm_job *job;
     uint64_t total_bytes;
 
     pthread_mutex_t lock;
-    pthread_cond_t changed; /* a slot was committed, a token returned, or the pass stopped */
+    pthread_cond_t changed; /* a slot was committed, a seat returned, or the pass stopped */
     uint64_t taken, committed; /* items */
     bool committing, stopped;
-    unsigned tokens;
+    bool seat_taken[MOST_THREADS]; /* who computes has one */
+    unsigned seats;
     uint64_t done_bytes, direct_bytes, cached_bytes;
     hm_error error; /* the first one */
 };
@@ -83,20 +85,27 @@ static struct slot *take_item(struct pass *pass)
     return slot;
 }
 
-static bool take_token(struct pass *pass)
+/* False: stopped. */
+static bool take_seat(struct pass *pass, unsigned *seat)
 {
+    unsigned empty = 0;
     pthread_mutex_lock(&pass->lock);
-    while (!pass->stopped && pass->tokens == 0) pthread_cond_wait(&pass->changed, &pass->lock);
+    while (!pass->stopped) {
+        for (empty = 0; empty < pass->seats && pass->seat_taken[empty];) empty++;
+        if (empty < pass->seats) break;
+        pthread_cond_wait(&pass->changed, &pass->lock);
+    }
     bool got = !pass->stopped;
-    if (got) pass->tokens--;
+    if (got) pass->seat_taken[empty] = true;
     pthread_mutex_unlock(&pass->lock);
+    *seat = empty;
     return got;
 }
 
-static void return_token(struct pass *pass)
+static void return_seat(struct pass *pass, unsigned seat)
 {
     pthread_mutex_lock(&pass->lock);
-    pass->tokens++;
+    pass->seat_taken[seat] = false;
     pthread_cond_broadcast(&pass->changed);
     pthread_mutex_unlock(&pass->lock);
 }
@@ -118,13 +127,18 @@ static bool is_stopped(struct pass *pass)
     return stopped;
 }
 
-/* ---- one item ------------------------------------------------------------------------------------------------------- */
+/* ---- one item -------------------------------------------------------------------------------------------------- */
 
 static hm_segment segment_of(const struct slot *slot, size_t s)
 {
     const hm_item_segment *planned = &slot->item.segments[s];
     return (hm_segment){.tensor = planned->tensor, .start = planned->start, .count = planned->count,
                         .result = slot->results + planned->result_offset};
+}
+
+static unsigned char *buffer_of(const struct pass *pass, const struct slot *slot, size_t row)
+{
+    return slot->buffers + pass->limits.buffer_of_row[row] * pass->limits.row_bytes;
 }
 
 /* Many small tensors are fetched faster by the reads that they share than one by one. */
@@ -153,8 +167,29 @@ static hm_status work_on(const struct pass *pass, struct slot *slot, size_t s, u
     return pass->stream->work(pass->stream->user, &piece, &segment, scratch, err);
 }
 
+/* Elements [start, start + count) of row r in segment s where no file has them: in place, gathered, or computed. */
+static hm_status find_numbers(const void **raw, struct pass *pass, struct slot *slot, unsigned seat, size_t s, size_t r,
+                              uint64_t start, size_t count, hm_error *err)
+{
+    const hm_stream *stream = pass->stream;
+    const hm_tensor_info *tensor = hm_stream_tensor(stream, r, slot->item.segments[s].tensor);
+    unsigned char *buffer = buffer_of(pass, slot, r);
+    if (tensor->rank > 0) {
+        const float *numbers = NULL;
+        const hm_factors *factors = slot->factors[s * stream->row_count + r];
+        HM_TRY(hm_expand(&numbers, pass->products.expansion, seat, r, tensor, factors, start, count, err));
+        *raw = numbers;
+    } else if (hm_tensor_is_contiguous(tensor)) {
+        *raw = (const unsigned char *)tensor->data + start * hm_dtype_bytes(tensor->dtype);
+    } else {
+        hm_source_gather(tensor, start, count, buffer);
+        *raw = buffer;
+    }
+    return HM_OK;
+}
+
 /* Everything of the item lies in the page cache or in memory: read a little, compute while it is hot. */
-static hm_status run_warm(struct pass *pass, struct slot *slot, void *scratch, hm_error *err)
+static hm_status run_warm(struct pass *pass, struct slot *slot, unsigned seat, void *scratch, hm_error *err)
 {
     const hm_stream *stream = pass->stream;
     const void *raw[HM_STREAM_ROWS];
@@ -170,13 +205,10 @@ static hm_status run_warm(struct pass *pass, struct slot *slot, void *scratch, h
                 raw[r] = NULL;
                 if (as[r] == NULL) continue;
                 size_t size = hm_dtype_bytes(as[r]->dtype), bytes = count * size;
-                unsigned char *buffer = slot->buffers + r * pass->row_capacity;
+                unsigned char *buffer = buffer_of(pass, slot, r);
                 const hm_source *source = stream->rows[r].source;
-                if (source->path == NULL && hm_tensor_is_contiguous(as[r])) {
-                    raw[r] = (const unsigned char *)as[r]->data + start * size;
-                } else if (source->path == NULL) {
-                    hm_source_gather(as[r], start, count, buffer);
-                    raw[r] = buffer;
+                if (source->path == NULL || as[r]->rank > 0) {
+                    HM_TRY(find_numbers(&raw[r], pass, slot, seat, s, r, start, count, err));
                 } else {
                     HM_TRY(hm_file_read(&source->file, buffer, as[r]->offset + start * size, bytes, err));
                     raw[r] = buffer;
@@ -197,7 +229,7 @@ static hm_status read_cold(struct pass *pass, struct slot *slot, hm_error *err)
     for (size_t i = 0; i < slot->item.read_count; i++) {
         hm_item_read *read = &slot->item.reads[i];
         const hm_file *file = &pass->stream->rows[read->row].source->file;
-        unsigned char *buffer = slot->buffers + read->row * pass->row_capacity + read->buffer_offset;
+        unsigned char *buffer = buffer_of(pass, slot, read->row) + read->buffer_offset;
         const void *at = buffer;
         bool was_direct = false;
         if (is_stopped(pass)) return hm_fail(err, HM_ERR_CANCELLED, NULL, NULL, "cancelled");
@@ -215,7 +247,7 @@ static hm_status read_cold(struct pass *pass, struct slot *slot, hm_error *err)
     return HM_OK;
 }
 
-static hm_status run_cold(struct pass *pass, struct slot *slot, void *scratch, hm_error *err)
+static hm_status run_cold(struct pass *pass, struct slot *slot, unsigned seat, void *scratch, hm_error *err)
 {
     const hm_stream *stream = pass->stream;
     const void *raw[HM_STREAM_ROWS];
@@ -226,10 +258,10 @@ static hm_status run_cold(struct pass *pass, struct slot *slot, void *scratch, h
             as[r] = hm_stream_tensor(stream, r, segment->tensor);
             raw[r] = as[r] != NULL ? hm_item_data(stream, &slot->item, s, r) : NULL;
         }
-        /* Borrowed tensors with strides have no read: gather them into the row's buffer, in steps that fit. */
-        bool gathers = false;
-        for (size_t r = 0; r < stream->row_count; r++) gathers = gathers || (as[r] != NULL && raw[r] == NULL);
-        size_t step = gathers ? pass->step : segment->count;
+        /* Borrowed tensors with strides and products have no read: they are found piece by piece. */
+        bool in_steps = false;
+        for (size_t r = 0; r < stream->row_count; r++) in_steps = in_steps || (as[r] != NULL && raw[r] == NULL);
+        size_t step = in_steps ? pass->step : segment->count;
         for (size_t done = 0; done < segment->count; done += step) {
             uint64_t start = segment->start + done;
             size_t count = segment->count - done < step ? segment->count - done : step;
@@ -237,9 +269,10 @@ static hm_status run_cold(struct pass *pass, struct slot *slot, void *scratch, h
             for (size_t r = 0; r < stream->row_count; r++) {
                 here[r] = NULL;
                 if (as[r] == NULL) continue;
-                unsigned char *buffer = slot->buffers + r * pass->row_capacity;
-                if (raw[r] == NULL) hm_source_gather(as[r], start, count, buffer);
-                here[r] = raw[r] != NULL ? (const unsigned char *)raw[r] + done * hm_dtype_bytes(as[r]->dtype) : buffer;
+                if (raw[r] != NULL)
+                    here[r] = (const unsigned char *)raw[r] + done * hm_dtype_bytes(as[r]->dtype);
+                else
+                    HM_TRY(find_numbers(&here[r], pass, slot, seat, s, r, start, count, err));
             }
             HM_TRY(work_on(pass, slot, s, start, count, here, as, scratch, err));
         }
@@ -247,14 +280,25 @@ static hm_status run_cold(struct pass *pass, struct slot *slot, void *scratch, h
     return HM_OK;
 }
 
+static hm_status compute_item(struct pass *pass, struct slot *slot, void *scratch, hm_error *err)
+{
+    bool warm = !has_small_segments(pass, &slot->item) && item_is_cached(pass, &slot->item);
+    unsigned seat;
+    if (!warm) HM_TRY(read_cold(pass, slot, err));
+    if (!take_seat(pass, &seat)) return hm_fail(err, HM_ERR_CANCELLED, NULL, NULL, "cancelled");
+    hm_status status = warm ? run_warm(pass, slot, seat, scratch, err) : run_cold(pass, slot, seat, scratch, err);
+    return_seat(pass, seat);
+    return status;
+}
+
 static hm_status run_item(struct pass *pass, struct slot *slot, void *scratch, hm_error *err)
 {
+    hm_status status = HM_OK;
     memset(slot->results, 0, slot->item.result_bytes);
-    bool warm = !has_small_segments(pass, &slot->item) && item_is_cached(pass, &slot->item);
-    if (!warm) HM_TRY(read_cold(pass, slot, err));
-    if (!take_token(pass)) return hm_fail(err, HM_ERR_CANCELLED, NULL, NULL, "cancelled");
-    hm_status status = warm ? run_warm(pass, slot, scratch, err) : run_cold(pass, slot, scratch, err);
-    return_token(pass);
+    if (pass->products.any)
+        status = hm_item_take_factors(&pass->products, pass->stream, &slot->item, slot->factors, err);
+    if (status == HM_OK) status = compute_item(pass, slot, scratch, err);
+    if (pass->products.any) hm_item_return_factors(&pass->products, pass->stream, &slot->item, slot->factors);
     for (size_t s = 0; status == HM_OK && pass->stream->finish != NULL && s < slot->item.segment_count; s++) {
         hm_segment segment = segment_of(slot, s);
         status = pass->stream->finish(pass->stream->user, &segment, err);
@@ -319,7 +363,7 @@ static void report_progress(void *arg)
     stop_with(pass, &error);
 }
 
-/* ---- the pass --------------------------------------------------------------------------------------------------------- */
+/* ---- the pass -------------------------------------------------------------------------------------------------- */
 
 static hm_status check_sources(const hm_stream *stream, hm_error *err)
 {
@@ -338,21 +382,22 @@ static hm_status allocate(struct pass *pass, unsigned workers, uint64_t budget, 
     const hm_stream *stream = pass->stream;
     pass->slot_count = workers + SLOTS_AHEAD;
     pass->scratch_stride = round_up(stream->scratch_bytes, 4096);
-    hm_item_limits limits;
-    hm_item_limits_set(&limits, stream, budget / 8 * 3 / pass->slot_count);
-    pass->row_capacity = limits.row_bytes;
+    const hm_item_limits *limits = &pass->limits;
+    hm_item_limits_set(&pass->limits, stream, budget / 8 * 3 / pass->slot_count);
     pass->step = WARM_ELEMENTS / stream->row_count / HM_KERNEL_COLUMNS * HM_KERNEL_COLUMNS;
     if (pass->step < LEAST_WARM_STEP) pass->step = LEAST_WARM_STEP;
-    if (pass->step > limits.row_bytes / 8) pass->step = limits.row_bytes / 8 / HM_KERNEL_COLUMNS * HM_KERNEL_COLUMNS;
-    hm_item_planner_begin(&pass->planner, stream, &limits);
+    if (pass->step > limits->row_bytes / 8) pass->step = limits->row_bytes / 8 / HM_KERNEL_COLUMNS * HM_KERNEL_COLUMNS;
+    hm_item_planner_begin(&pass->planner, stream, limits);
 
     pass->slots = hm_alloc(pass->slot_count, sizeof *pass->slots);
     pass->scratch = hm_alloc_pages(workers * pass->scratch_stride);
     if (pass->slots == NULL || pass->scratch == NULL) return hm_fail_memory(err, "streaming buffers");
     for (size_t i = 0; i < pass->slot_count; i++) {
-        pass->slots[i].buffers = hm_alloc_pages(stream->row_count * limits.row_bytes);
-        pass->slots[i].results = hm_alloc_pages(limits.result_bytes);
-        if (pass->slots[i].buffers == NULL || pass->slots[i].results == NULL)
+        size_t factors = pass->products.any ? HM_ITEM_SEGMENTS * stream->row_count : 0;
+        pass->slots[i].factors = hm_alloc(factors, sizeof *pass->slots[i].factors);
+        pass->slots[i].buffers = hm_alloc_pages(limits->buffers * limits->row_bytes);
+        pass->slots[i].results = hm_alloc_pages(limits->result_bytes);
+        if (pass->slots[i].factors == NULL || pass->slots[i].buffers == NULL || pass->slots[i].results == NULL)
             return hm_fail_memory(err, "streaming buffers");
     }
     return HM_OK;
@@ -361,11 +406,13 @@ static hm_status allocate(struct pass *pass, unsigned workers, uint64_t budget, 
 static void release(struct pass *pass)
 {
     for (size_t i = 0; pass->slots != NULL && i < pass->slot_count; i++) {
+        hm_release(pass->slots[i].factors);
         hm_release_pages(pass->slots[i].buffers);
         hm_release_pages(pass->slots[i].results);
     }
     hm_release(pass->slots);
     hm_release_pages(pass->scratch);
+    hm_stream_products_close(&pass->products);
 }
 
 hm_status hm_stream_run(const hm_stream *stream, hm_job *job, hm_error *err)
@@ -382,14 +429,17 @@ hm_status hm_stream_run(const hm_stream *stream, hm_job *job, hm_error *err)
     if (computing > MOST_THREADS) computing = MOST_THREADS;
     unsigned workers = computing + READERS + (stream->finish != NULL ? WRITERS : 0);
 
-    struct pass pass = {.stream = stream, .job = job, .tokens = computing, };
+    struct pass pass = {.stream = stream, .job = job, .seats = computing};
     for (size_t t = 0; t < stream->tensor_count; t++)
         for (size_t r = 0; r < stream->row_count; r++) {
             const hm_tensor_info *tensor = hm_stream_tensor(stream, r, t);
             pass.total_bytes += tensor != NULL ? tensor->bytes : 0;
         }
     double began = hm_seconds();
-    hm_status status = allocate(&pass, workers, budget, err);
+    hm_status status = hm_stream_products_open(&pass.products, stream, computing, err);
+    /* What products take comes out of the budget; the buffers keep half of it, if only to be able to work at all. */
+    uint64_t rest = budget - (pass.products.bytes < budget / 2 ? pass.products.bytes : budget / 2);
+    if (status == HM_OK) status = allocate(&pass, workers, rest, err);
     if (status == HM_OK) {
         pthread_mutex_init(&pass.lock, NULL);
         pthread_cond_init(&pass.changed, NULL);

@@ -6,9 +6,11 @@
  * in the order of the items, so sums come out the same for any number of threads.
  *
  * Reading and arithmetic overlap because there are more workers than CPUs and only about as many of them compute at a time
- * as there are CPUs (tokens); the others wait in reads.  No barriers, nobody spins.
+ * as there are CPUs (they have a seat); the others wait in reads.  No barriers, nobody spins.
  * A range that lies in the page cache is read from there in small steps that stay in the CPU's cache; a cold one by
- * direct I/O in one piece (buffered reads of files larger than the memory collapse: the kernel spends its time evicting). */
+ * direct I/O in one piece (buffered reads of files larger than the memory collapse: the kernel spends its time evicting).
+ * Products (model/product.h) are rows like others, of type F32: their factors are loaded once for all workers, and the
+ * numbers computed where they are needed. */
 #ifndef HM_SOLVE_STREAM_H
 #define HM_SOLVE_STREAM_H
 

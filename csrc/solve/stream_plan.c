@@ -1,5 +1,7 @@
 #include "solve/stream_plan.h"
 
+#include "lowrank/expand.h"
+
 #define PAGE_BYTES 4096u
 /* What a direct read may need beyond its bytes: up to a page before and a page after. */
 #define READ_SLACK (2 * (size_t)PAGE_BYTES)
@@ -14,6 +16,14 @@ const hm_tensor_info *hm_stream_tensor(const hm_stream *stream, size_t row, size
     return index != HM_ABSENT ? &from->source->header.tensors[index] : NULL;
 }
 
+_Static_assert(HM_BAND_CUT % HM_STREAM_CUT == 0, "segments may end where bands end");
+
+/* Are these numbers read from a file?  Else they lie in memory, or are computed. */
+static bool is_read(const hm_stream *stream, size_t row, const hm_tensor_info *tensor)
+{
+    return stream->rows[row].source->path != NULL && tensor->rank == 0;
+}
+
 static size_t round_down(size_t value, size_t to)
 {
     return value / to * to;
@@ -21,15 +31,22 @@ static size_t round_down(size_t value, size_t to)
 
 void hm_item_limits_set(hm_item_limits *limits, const hm_stream *stream, uint64_t slot_bytes)
 {
-    size_t widest = 1; /* bytes of the widest element met in any row */
-    for (size_t t = 0; t < stream->tensor_count; t++)
-        for (size_t r = 0; r < stream->row_count; r++) {
+    size_t widest = 1; /* bytes of the widest element; products take none, but must not make items too large */
+    limits->buffers = 0;
+    for (size_t r = 0; r < stream->row_count; r++) {
+        bool stored = false;
+        for (size_t t = 0; t < stream->tensor_count; t++) {
             const hm_tensor_info *tensor = hm_stream_tensor(stream, r, t);
-            if (tensor != NULL && tensor->elements > 0 && hm_dtype_bytes(tensor->dtype) > widest)
-                widest = hm_dtype_bytes(tensor->dtype);
+            if (tensor == NULL || tensor->elements == 0) continue;
+            size_t size = tensor->rank > 0 ? 2 : hm_dtype_bytes(tensor->dtype);
+            if (size > widest) widest = size;
+            stored = stored || tensor->rank == 0;
         }
+        limits->buffer_of_row[r] = stored ? (uint16_t)limits->buffers++ : 0;
+    }
+    if (limits->buffers == 0) limits->buffers = 1;
     if (widest > 4) widest = 4; /* a few 8-byte integers must not halve the buffers of a whole model */
-    size_t per_element = stream->row_count * widest + stream->result_element_bytes;
+    size_t per_element = limits->buffers * widest + stream->result_element_bytes;
     uint64_t fits = slot_bytes / per_element, most = (LARGEST_READ - READ_SLACK) / widest;
     size_t elements = round_down((size_t)(fits < most ? fits : most), HM_STREAM_CUT);
     if (elements < HM_STREAM_CUT) elements = HM_STREAM_CUT;
@@ -96,13 +113,29 @@ static size_t room_for_results(const hm_item_planner *planner, size_t used, uint
     return free_bytes / cut * HM_STREAM_CUT;
 }
 
-/* Tensors in memory fill no buffer, yet items must stay small: they are what is shared out among the threads, and progress
- * and cancel happen between them. */
-static size_t limits_in_memory(const hm_item_planner *planner)
+/* Tensors in memory and products fill no buffer, yet items must stay small: they are what is shared out among the
+ * threads, and progress and cancel happen between them. */
+static size_t limits_without_reads(const hm_item_planner *planner)
 {
-    for (size_t r = 0; r < planner->stream->row_count; r++)
-        if (planner->stream->rows[r].source->path == NULL) return planner->limits.elements;
+    for (size_t r = 0; r < planner->stream->row_count; r++) {
+        const hm_source *source = planner->stream->rows[r].source;
+        if (source->path == NULL || source->product_count > 0) return planner->limits.elements;
+    }
     return SIZE_MAX;
+}
+
+/* Of `room` elements from the planner's place as many as make whole cuts, or whole bands of a product where they fit. */
+static size_t whole_cuts(const hm_item_planner *planner, size_t room)
+{
+    const hm_stream *stream = planner->stream;
+    for (size_t r = 0; r < stream->row_count; r++) {
+        const hm_tensor_info *tensor = hm_stream_tensor(stream, r, planner->tensor);
+        uint64_t band = tensor != NULL && tensor->rank > 0 ? hm_band_elements(tensor) : 0;
+        if (band == 0 || band % HM_STREAM_CUT != 0) continue;
+        uint64_t end = (planner->start + room) / band * band;
+        if (end > planner->start) return (size_t)(end - planner->start);
+    }
+    return round_down(room, HM_STREAM_CUT);
 }
 
 bool hm_item_next(hm_item_planner *planner, hm_item *item)
@@ -110,7 +143,7 @@ bool hm_item_next(hm_item_planner *planner, hm_item *item)
     const hm_stream *stream = planner->stream;
     size_t last_read[HM_STREAM_ROWS], filled[HM_STREAM_ROWS];
     for (size_t r = 0; r < stream->row_count; r++) last_read[r] = SIZE_MAX, filled[r] = 0;
-    size_t in_memory = limits_in_memory(planner); /* elements that rows in memory may still take */
+    size_t without_reads = limits_without_reads(planner); /* elements that the item may still take */
     item->segment_count = item->read_count = 0;
     item->result_bytes = 0;
     item->bytes = 0;
@@ -128,12 +161,12 @@ bool hm_item_next(hm_item_planner *planner, hm_item *item)
         size_t room = room_for_results(planner, result_at, left);
         for (size_t r = 0; r < stream->row_count; r++) {
             const hm_tensor_info *tensor = hm_stream_tensor(stream, r, t);
-            if (tensor == NULL || stream->rows[r].source->path == NULL) continue;
+            if (tensor == NULL || !is_read(stream, r, tensor)) continue;
             size_t fits = room_in_row(planner, item, last_read, filled, r, tensor, planner->start);
             if (fits < room) room = fits;
         }
-        if (room > in_memory) room = in_memory;
-        size_t count = left <= room ? (size_t)left : round_down(room, HM_STREAM_CUT);
+        if (room > without_reads) room = without_reads;
+        size_t count = left <= room ? (size_t)left : whole_cuts(planner, room);
         if (count == 0) break;
 
         hm_item_segment *segment = &item->segments[item->segment_count++];
@@ -145,13 +178,16 @@ bool hm_item_next(hm_item_planner *planner, hm_item *item)
             const hm_tensor_info *tensor = hm_stream_tensor(stream, r, t);
             segment->read_of_row[r] = NO_READ;
             if (tensor == NULL) continue;
-            item->bytes += count * hm_dtype_bytes(tensor->dtype);
-            if (stream->rows[r].source->path != NULL)
+            if (tensor->rank == 0)
+                item->bytes += count * hm_dtype_bytes(tensor->dtype);
+            else if (planner->start == 0)
+                item->bytes += tensor->bytes; /* its factors are read once */
+            if (is_read(stream, r, tensor))
                 add_read(item, last_read, filled, r, tensor, planner->start, count, segment);
         }
         item->result_bytes =
             result_at + hm_stream_cuts(count) * stream->cut_bytes + count * stream->result_element_bytes;
-        if (in_memory != SIZE_MAX) in_memory -= count < in_memory ? count : in_memory;
+        if (without_reads != SIZE_MAX) without_reads -= count < without_reads ? count : without_reads;
         planner->start += count;
     }
     return item->segment_count > 0;
@@ -162,6 +198,7 @@ const void *hm_item_data(const hm_stream *stream, const hm_item *item, size_t se
     const hm_item_segment *part = &item->segments[segment];
     const hm_tensor_info *tensor = hm_stream_tensor(stream, row, part->tensor);
     size_t size = hm_dtype_bytes(tensor->dtype);
+    if (tensor->rank > 0) return NULL;
     if (part->read_of_row[row] == NO_READ) {
         const unsigned char *data = tensor->data;
         return hm_tensor_is_contiguous(tensor) ? data + part->start * size : NULL;

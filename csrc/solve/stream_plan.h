@@ -9,7 +9,9 @@
 
 typedef struct hm_item_limits {
     size_t elements;     /* of one item, roughly */
-    size_t row_bytes;    /* buffer per row */
+    size_t row_bytes;    /* buffer per row that has one */
+    size_t buffers;
+    uint16_t buffer_of_row[HM_STREAM_ROWS]; /* 0 for those that need none: nothing is stored in them */
     size_t result_bytes; /* per item */
 } hm_item_limits;
 
@@ -18,7 +20,7 @@ typedef struct hm_item_segment {
     uint64_t start;
     size_t count;
     size_t result_offset;
-    uint16_t read_of_row[HM_STREAM_ROWS]; /* index in reads, or UINT16_MAX: absent, or in memory */
+    uint16_t read_of_row[HM_STREAM_ROWS]; /* index in reads, or UINT16_MAX: absent, in memory, or computed */
 } hm_item_segment;
 
 /* One contiguous range of one file; neighbouring small tensors share it. */
@@ -46,7 +48,7 @@ typedef struct hm_item_planner {
     uint64_t start; /* next element of it */
 } hm_item_planner;
 
-/* Splits `slot_bytes` over the rows' buffers and the results, in proportion to what an element takes in each. */
+/* Splits `slot_bytes` over the buffers and the results, in proportion to what an element takes in each. */
 void hm_item_limits_set(hm_item_limits *limits, const hm_stream *stream, uint64_t slot_bytes);
 void hm_item_planner_begin(hm_item_planner *planner, const hm_stream *stream, const hm_item_limits *limits);
 /* Fills the next item; false at the end. */
@@ -54,7 +56,8 @@ bool hm_item_next(hm_item_planner *planner, hm_item *item);
 
 /* The tensor of row r, or NULL where it is absent. */
 const hm_tensor_info *hm_stream_tensor(const hm_stream *stream, size_t row, size_t tensor);
-/* First byte of segment s in row r after the item's reads; NULL for borrowed tensors that must be gathered. */
+/* First byte of segment s in row r after the item's reads; NULL for borrowed tensors that must be gathered, and for
+ * products. */
 const void *hm_item_data(const hm_stream *stream, const hm_item *item, size_t segment, size_t row);
 
 #endif

@@ -3,10 +3,11 @@
 #define HM_TESTS_CHECK_H
 
 #include <math.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
 
-static int check_done, check_failed;
+static atomic_int check_done, check_failed; /* tests with threads check in several */
 
 #define CHECK(condition) check_that((condition) ? 1 : 0, #condition, __FILE__, __LINE__)
 #define CHECK_NEAR(a, b, tolerance) check_near((a), (b), (tolerance), #a " ~ " #b, __FILE__, __LINE__)

@@ -264,6 +264,7 @@ static void test_families(void)
     /* The low-rank directions of a hyper-model do not make it a LoRA. */
     FAMILY("sd1", {UNET_PREFIX FIRST, {320, 4, 3, 3}}, {UNET_PREFIX ATTENTION, {640, 768}},
            {"hypermerge.direction.1." UNET_PREFIX ATTENTION ".lora_up", {640, 8}},
+           {"hypermerge.direction.1." UNET_PREFIX ATTENTION ".lora_down", {8, 768}},
            {"hypermerge.direction.1.x.lora_up.weight", {640, 8}});
     FAMILY("unknown", {UNET_PREFIX FIRST, {320}}, {UNET_PREFIX ATTENTION, {640, 768}}); /* nonsense shapes */
     FAMILY("unknown", {UNET_PREFIX FIRST, {320, 4, 3, 3}}, {UNET_PREFIX ATTENTION, {640}});
