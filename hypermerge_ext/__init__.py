@@ -23,12 +23,16 @@ except ImportError as reason:
     ) from reason
 
 from ._core import ArgumentError, Cancelled, Error, FormatError, MismatchError, Source
+from .blas import offer_packaged
 from .live import Live, blend_
+from .loras import lora
 from .model import HyperModel, Member, load, solve
 from .questions import compare, inspect, recover
 from .sources import source
 
 __version__: str = _core.version
+
+offer_packaged()
 
 __all__ = [
     "ArgumentError",
@@ -45,6 +49,7 @@ __all__ = [
     "compare",
     "inspect",
     "load",
+    "lora",
     "recover",
     "solve",
     "source",

@@ -58,6 +58,18 @@ static PyObject *recover(PyObject *module, PyObject *args)
     return NULL;
 }
 
+static PyObject *blas_library(PyObject *module, PyObject *object)
+{
+    core_state *state = PyModule_GetState(module);
+    PyObject *path = NULL;
+    hm_error error = {0};
+    if (object != Py_None && !PyUnicode_FSConverter(object, &path)) return NULL;
+    hm_status status = hm_blas_library(path != NULL ? PyBytes_AsString(path) : NULL, &error);
+    Py_XDECREF(path);
+    if (status != HM_OK) return core_raise(state, &error);
+    Py_RETURN_NONE;
+}
+
 static PyObject *kernel_name(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
 {
     return core_text(hm_kernel_name());
@@ -122,14 +134,24 @@ static PyMethodDef module_methods[] = {
      "stored(hyper) -> list of (name, shape, rows): what an opened hyper-model says of each tensor; rows is None where "
      "nothing moves it, else the element types of W~, base_low, D_1 ... D_K, None for what is not there."},
     {"read_stored", core_read_stored, METH_VARARGS,
-     "read_stored(hyper, name, row, start, count, address): reads elements of a row into memory of the caller's."},
+     "read_stored(hyper, name, row, start, count, address): reads elements of a row into memory of the caller's; those "
+     "of a row that is kept as factors are computed, as F32."},
+    {"ranks", core_ranks, METH_O,
+     "ranks(hyper) -> dict: of each tensor with rows that are kept as factors, the ranks row by row; 0 for others."},
+    {"read_factors", core_read_factors, METH_VARARGS,
+     "read_factors(hyper, name, row, up_address, down_address): the factors of a row as F32: it is up times down."},
     {"bind", core_bind, METH_VARARGS,
      "bind(hyper, targets, in_memory, keep_original, job) -> Live; each target as for borrow(), but under the name "
      "that the hyper-model gives it."},
     {"blend", core_blend, METH_VARARGS,
      "blend(out, base, directions, at, threads): out = base + sum of at[k] directions[k], each as for borrow()."},
+    {"lora", (PyCFunction)(void (*)(void))core_lora, METH_VARARGS | METH_KEYWORDS,
+     "lora(hyper, at, from_, to, path, rank, error, bytes, dtype, format, whole, force, selection, job) -> str: writes a "
+     "LoRA of a blend (or, where hyper is None, of to - from) and says in JSON how good it is."},
     {"compare", compare, METH_VARARGS, "compare(sources, selection, job) -> str: JSON."},
     {"recover", recover, METH_VARARGS, "recover(source, parents, selection, free_sum, blocks, job) -> str: JSON."},
+    {"blas_library", blas_library, METH_O,
+     "blas_library(path): where to look for OpenBLAS first, when it is needed; None forgets it."},
     {"kernel_name", kernel_name, METH_NOARGS, "kernel_name() -> str: the kernels in use, \"avx2\" or \"portable\"."},
     {NULL, NULL, 0, NULL},
 };

@@ -120,7 +120,7 @@ void core_blocks_clear(core_blocks *blocks);
 int core_hyper_enter(core_hyper *self, const core_state *state, bool writing);
 void core_hyper_exit(core_hyper *self);
 
-/* ---- _core_source.c, _core_hyper.c, _core_live.c: the types, and module functions that belong to them ------------ */
+/* ---- _core_source.c, _core_hyper.c, _core_live.c, _core_lora.c: the types, and module functions that belong to them ------------ */
 
 extern PyType_Spec core_source_spec, core_hyper_spec, core_live_spec;
 
@@ -132,6 +132,9 @@ PyObject *core_bind(PyObject *module, PyObject *args);
 PyObject *core_blend(PyObject *module, PyObject *args);
 PyObject *core_stored(PyObject *module, PyObject *hyper);
 PyObject *core_read_stored(PyObject *module, PyObject *args);
+PyObject *core_ranks(PyObject *module, PyObject *hyper);
+PyObject *core_read_factors(PyObject *module, PyObject *args);
+PyObject *core_lora(PyObject *module, PyObject *args, PyObject *kwargs);
 
 /* The end of tp_dealloc: frees an untracked object, and gives back the reference it holds to its type. */
 void core_free_object(PyObject *self);

@@ -275,6 +275,58 @@ done:
     Py_RETURN_NONE;
 }
 
+/* Truth values of a sequence of `count`.  0, or -1 with an exception set. */
+static int get_flags(bool *out, const core_state *state, PyObject *sequence, size_t count)
+{
+    PyObject *given = PySequence_Tuple(sequence);
+    if (given == NULL) return -1;
+    int failed = (size_t)PyTuple_Size(given) != count;
+    if (failed) PyErr_Format(state->argument_error, "expected a truth value for each of the %zu directions", count);
+    for (size_t i = 0; i < count && !failed; i++) {
+        int truth = PyObject_IsTrue(PyTuple_GetItem(given, (Py_ssize_t)i));
+        failed = truth < 0;
+        out[i] = truth > 0;
+    }
+    Py_DECREF(given);
+    return failed ? -1 : 0;
+}
+
+static PyObject *hyper_rename(PyObject *object, PyObject *args, PyObject *kwargs)
+{
+    static char *keywords[] = {"path", "names", "flip", "force", "job", NULL};
+    core_hyper *self = (core_hyper *)object;
+    core_state *state = core_state_of_type(Py_TYPE(object));
+    PyObject *path_object, *path = NULL, *name_list, *flip_list, *job;
+    int force, failed = 1;
+    size_t directions = hm_hyper_directions(self->hyper);
+    bool flip[HM_MAX_MEMBERS];
+    core_strings names = {0};
+    core_call call;
+    hm_error error = {0};
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOpO", keywords, &path_object, &name_list, &flip_list, &force, &job))
+        return NULL;
+    if (path_object != Py_None && !PyUnicode_FSConverter(path_object, &path)) return NULL;
+    if (core_call_init(&call, job) < 0 || core_strings_get(&names, name_list, 0) < 0 ||
+        get_flags(flip, state, flip_list, directions) < 0)
+        goto done;
+    if (names.count != directions) {
+        PyErr_Format(state->argument_error, "%zu names for %zu directions; give one for each", names.count, directions);
+        goto done;
+    }
+    if (core_hyper_enter(self, state, false) < 0) goto done;
+    hm_rename_options options = {.names = names.items, .flip = flip, .force = force != 0};
+    core_call_leave(&call);
+    hm_status status =
+        hm_hyper_rename(self->hyper, path != NULL ? PyBytes_AsString(path) : NULL, &options, &call.job, &error);
+    failed = core_call_return(&call, state, status, &error) < 0;
+    core_hyper_exit(self);
+done:
+    core_strings_clear(&names);
+    Py_XDECREF(path);
+    if (failed) return NULL;
+    Py_RETURN_NONE;
+}
+
 static PyObject *hyper_project(PyObject *object, PyObject *args)
 {
     core_hyper *self = (core_hyper *)object;
@@ -315,6 +367,8 @@ static PyMethodDef hyper_methods[] = {
      "save(path, force, base_low, split, hash, job): writes a solved hyper-model."},
     {"merge", (PyCFunction)(void (*)(void))hyper_merge, METH_VARARGS | METH_KEYWORDS,
      "merge(path, at, blocks, dtype, exact, carrier, vae, force, job): writes one blend as a checkpoint."},
+    {"rename", (PyCFunction)(void (*)(void))hyper_rename, METH_VARARGS | METH_KEYWORDS,
+     "rename(path, names, flip, force, job): writes an opened one anew, its axes renamed or turned round."},
     {"project", hyper_project, METH_VARARGS, "project(source, job) -> str: coordinates of a newcomer, as JSON."},
     {NULL, NULL, 0, NULL},
 };

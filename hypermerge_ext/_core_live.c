@@ -2,9 +2,6 @@
 #include <string.h>
 
 #include "_core.h"
-#include "apply/live_part.h"
-#include "apply/stored.h"
-#include "base/error.h"
 
 typedef struct core_live {
     PyObject_HEAD
@@ -12,44 +9,19 @@ typedef struct core_live {
     size_t directions;
 } core_live;
 
-/* ---- what is stored ---------------------------------------------------------------------------------------------- */
+/* ---- what is stored -------------------------------------------------------------------------------------------- */
 
-static hm_status need_file(const hm_hyper *hyper, hm_error *err)
+/* (dtype or None, …), one for each row, or None. */
+static PyObject *new_rows(const hm_stored_tensor *tensor, size_t count)
 {
-    if (hyper->file == NULL)
-        return hm_fail(err, HM_ERR_ARGUMENT, NULL, NULL, "the hyper-model is not saved yet; save it first, then bind");
-    return hm_hyper_need_base(hyper, err);
-}
-
-/* T of "hypermerge.direction.k.T", when this is the first direction of T, else NULL. */
-static const char *first_part_of(const hm_hyper *hyper, uint32_t index)
-{
-    static const char prefix[] = HM_PREFIX_DIRECTION;
-    const char *stored = hyper->file->header.tensors[index].name;
-    if (strncmp(stored, prefix, sizeof prefix - 1) != 0) return NULL;
-    const char *dot = strchr(stored + sizeof prefix - 1, '.');
-    if (dot == NULL) return NULL;
-    uint32_t first = HM_ABSENT;
-    for (size_t k = 1; first == HM_ABSENT && k <= hyper->solution.directions; k++)
-        first = hm_part_index(hyper, k, dot + 1);
-    return first == index ? dot + 1 : NULL;
-}
-
-/* (dtype or None, …), one for each stored row, or None. */
-static PyObject *new_rows(const core_state *state, const hm_hyper *hyper, const hm_tensor_info *tensor)
-{
-    if (!hm_stored_moves(hyper, tensor->name)) Py_RETURN_NONE;
-    uint32_t index[HM_STORED_DIRECTION + HM_MAX_MEMBERS];
-    hm_error error = {0};
-    if (hm_stored_index(hyper, tensor, index, &error) != HM_OK) return core_raise(state, &error);
-    size_t count = hm_stored_rows(hyper);
+    if (!tensor->moves) Py_RETURN_NONE;
     PyObject *rows = PyTuple_New((Py_ssize_t)count);
     for (size_t r = 0; rows != NULL && r < count; r++) {
         PyObject *dtype = Py_None;
-        if (index[r] == HM_ABSENT)
+        if (tensor->rows[r] == HM_DTYPE_KEEP)
             Py_INCREF(dtype);
         else
-            dtype = core_text(hm_dtype_name(hm_stored_source(hyper, r)->header.tensors[index[r]].dtype));
+            dtype = core_text(hm_dtype_name(tensor->rows[r]));
         if (dtype == NULL)
             Py_CLEAR(rows);
         else
@@ -58,9 +30,9 @@ static PyObject *new_rows(const core_state *state, const hm_hyper *hyper, const 
     return rows;
 }
 
-static int append_stored(PyObject *list, const core_state *state, const hm_hyper *hyper, const hm_tensor_info *tensor)
+static PyObject *new_shape(const hm_stored_tensor *tensor)
 {
-    PyObject *entry = NULL, *rows = NULL, *shape = PyTuple_New((Py_ssize_t)tensor->ndim);
+    PyObject *shape = PyTuple_New((Py_ssize_t)tensor->ndim);
     for (unsigned d = 0; shape != NULL && d < tensor->ndim; d++) {
         PyObject *size = PyLong_FromUnsignedLongLong(tensor->shape[d]);
         if (size == NULL)
@@ -68,31 +40,26 @@ static int append_stored(PyObject *list, const core_state *state, const hm_hyper
         else
             PyTuple_SetItem(shape, (Py_ssize_t)d, size);
     }
-    if (shape != NULL) rows = new_rows(state, hyper, tensor);
-    PyObject *name = rows != NULL ? core_text(tensor->name) : NULL;
-    if (name != NULL) entry = PyTuple_Pack(3, name, shape, rows);
-    int result = entry != NULL ? PyList_Append(list, entry) : -1;
-    Py_XDECREF(entry);
-    Py_XDECREF(name);
-    Py_XDECREF(rows);
-    Py_XDECREF(shape);
-    return result;
+    return shape;
 }
 
-static int append_all(PyObject *list, const core_state *state, const hm_hyper *hyper)
+/* [(name, shape, rows), …] */
+static PyObject *new_stored(const hm_stored_tensor *tensors, size_t count, size_t row_count)
 {
-    const hm_source *base = hm_stored_source(hyper, HM_STORED_BASE);
-    for (uint32_t i = 0; i < base->header.count; i++) {
-        if (strncmp(base->header.tensors[i].name, HM_PREFIX, strlen(HM_PREFIX)) == 0) continue;
-        if (append_stored(list, state, hyper, &base->header.tensors[i]) < 0) return -1;
+    PyObject *list = PyList_New((Py_ssize_t)count);
+    for (size_t i = 0; list != NULL && i < count; i++) {
+        PyObject *name = core_text(tensors[i].name), *shape = new_shape(&tensors[i]), *entry = NULL;
+        PyObject *rows = new_rows(&tensors[i], row_count);
+        if (name != NULL && shape != NULL && rows != NULL) entry = PyTuple_Pack(3, name, shape, rows);
+        Py_XDECREF(name);
+        Py_XDECREF(shape);
+        Py_XDECREF(rows);
+        if (entry == NULL)
+            Py_CLEAR(list);
+        else
+            PyList_SetItem(list, (Py_ssize_t)i, entry);
     }
-    for (uint32_t i = 0; i < hyper->file->header.count; i++) {
-        hm_tensor_info part = hyper->file->header.tensors[i];
-        part.name = first_part_of(hyper, i);
-        if (part.name == NULL || hm_source_find(base, part.name) != NULL) continue;
-        if (append_stored(list, state, hyper, &part) < 0) return -1;
-    }
-    return 0;
+    return list;
 }
 
 static core_hyper *hyper_of(const core_state *state, PyObject *object)
@@ -108,34 +75,16 @@ PyObject *core_stored(PyObject *module, PyObject *object)
     core_hyper *self = hyper_of(state, object);
     hm_error error = {0};
     if (self == NULL || core_hyper_enter(self, state, false) < 0) return NULL;
+    hm_stored_tensor *tensors = NULL;
+    size_t count = 0;
     PyObject *list = NULL;
-    if (need_file(self->hyper, &error) != HM_OK)
+    if (hm_hyper_stored(self->hyper, &tensors, &count, &error) != HM_OK)
         core_raise(state, &error);
-    else if ((list = PyList_New(0)) != NULL && append_all(list, state, self->hyper) < 0)
-        Py_CLEAR(list);
+    else
+        list = new_stored(tensors, count, HM_STORED_DIRECTION + hm_hyper_directions(self->hyper));
+    hm_free(tensors);
     core_hyper_exit(self);
     return list;
-}
-
-static hm_status read_stored(const hm_hyper *hyper, const char *name, size_t row, uint64_t start, uint64_t count,
-                             void *out, hm_error *err)
-{
-    HM_TRY(need_file(hyper, err));
-    uint32_t index = HM_ABSENT;
-    if (row >= HM_STORED_DIRECTION && row < hm_stored_rows(hyper))
-        index = hm_part_index(hyper, row - HM_STORED_DIRECTION + 1, name);
-    else if (row == HM_STORED_LOW)
-        index = hm_part_index(hyper, 0, name);
-    else if (row == HM_STORED_BASE && hyper->base_file != NULL)
-        index = hm_source_index(hyper->base_file, name);
-    if (index == HM_ABSENT) return hm_fail(err, HM_ERR_ARGUMENT, NULL, name, "row %zu is not stored", row);
-    const hm_source *source = hm_stored_source(hyper, row);
-    const hm_tensor_info *tensor = &source->header.tensors[index];
-    if (start > tensor->elements || count > tensor->elements - start)
-        return hm_fail(err, HM_ERR_ARGUMENT, NULL, name, "has no such elements");
-    uint64_t size = hm_dtype_bytes(tensor->dtype);
-    HM_TRY(hm_file_read(&source->file, out, tensor->offset + start * size, (size_t)(count * size), err));
-    return hm_source_check_unchanged(source, err);
 }
 
 PyObject *core_read_stored(PyObject *module, PyObject *args)
@@ -153,14 +102,75 @@ PyObject *core_read_stored(PyObject *module, PyObject *args)
     core_call call = {0};
     hm_error error = {0};
     core_call_leave(&call);
-    hm_status status = read_stored(self->hyper, name, (size_t)row, start, count, out, &error);
+    hm_status status = hm_hyper_read(self->hyper, name, (size_t)row, start, count, out, &error);
     int failed = core_call_return(&call, state, status, &error) < 0;
     core_hyper_exit(self);
     if (failed) return NULL;
     Py_RETURN_NONE;
 }
 
-/* ---- targets ----------------------------------------------------------------------------------------------------- */
+/* (rank or 0, …), one for each row; NULL without an exception: no row has one. */
+static PyObject *new_ranks(const hm_stored_tensor *tensor, size_t count)
+{
+    bool any = false;
+    for (size_t r = 0; tensor->moves && r < count; r++) any = any || tensor->ranks[r] > 0;
+    PyObject *ranks = any ? PyTuple_New((Py_ssize_t)count) : NULL;
+    for (size_t r = 0; ranks != NULL && r < count; r++) {
+        PyObject *rank = PyLong_FromUnsignedLongLong(tensor->ranks[r]);
+        if (rank == NULL)
+            Py_CLEAR(ranks);
+        else
+            PyTuple_SetItem(ranks, (Py_ssize_t)r, rank);
+    }
+    return ranks;
+}
+
+PyObject *core_ranks(PyObject *module, PyObject *object)
+{
+    core_state *state = PyModule_GetState(module);
+    core_hyper *self = hyper_of(state, object);
+    hm_error error = {0};
+    if (self == NULL || core_hyper_enter(self, state, false) < 0) return NULL;
+    hm_stored_tensor *tensors = NULL;
+    size_t count = 0, rows = HM_STORED_DIRECTION + hm_hyper_directions(self->hyper);
+    PyObject *found = NULL;
+    if (hm_hyper_stored(self->hyper, &tensors, &count, &error) != HM_OK)
+        core_raise(state, &error);
+    else
+        found = PyDict_New();
+    for (size_t i = 0; found != NULL && i < count; i++) {
+        PyObject *ranks = new_ranks(&tensors[i], rows), *name = ranks != NULL ? core_text(tensors[i].name) : NULL;
+        if (PyErr_Occurred() || (name != NULL && PyDict_SetItem(found, name, ranks) < 0)) Py_CLEAR(found);
+        Py_XDECREF(name);
+        Py_XDECREF(ranks);
+    }
+    hm_free(tensors);
+    core_hyper_exit(self);
+    return found;
+}
+
+PyObject *core_read_factors(PyObject *module, PyObject *args)
+{
+    core_state *state = PyModule_GetState(module);
+    PyObject *object, *up_address, *down_address;
+    const char *name;
+    Py_ssize_t row;
+    if (!PyArg_ParseTuple(args, "O!snOO", state->hyper_type, &object, &name, &row, &up_address, &down_address))
+        return NULL;
+    core_hyper *self = (core_hyper *)object;
+    float *up = PyLong_AsVoidPtr(up_address), *down = PyLong_AsVoidPtr(down_address);
+    if (PyErr_Occurred() || core_hyper_enter(self, state, false) < 0) return NULL;
+    core_call call = {0};
+    hm_error error = {0};
+    core_call_leave(&call);
+    hm_status status = hm_hyper_read_factors(self->hyper, name, (size_t)row, up, down, &error);
+    int failed = core_call_return(&call, state, status, &error) < 0;
+    core_hyper_exit(self);
+    if (failed) return NULL;
+    Py_RETURN_NONE;
+}
+
+/* ---- targets --------------------------------------------------------------------------------------------------- */
 
 typedef struct targets {
     PyObject *owner; /* tuple of the descriptions: holds the names */
@@ -195,7 +205,7 @@ static int targets_get(targets *out, const core_state *state, PyObject *sequence
     return -1;
 }
 
-/* ---- Live -------------------------------------------------------------------------------------------------------- */
+/* ---- Live ------------------------------------------------------------------------------------------------------ */
 
 PyObject *core_bind(PyObject *module, PyObject *args)
 {
@@ -211,7 +221,8 @@ PyObject *core_bind(PyObject *module, PyObject *args)
     if (core_call_init(&call, job) < 0 || targets_get(&list, state, sequence) < 0) return NULL;
     core_live *self = (core_live *)PyType_GenericAlloc(state->live_type, 0);
     if (self != NULL && core_hyper_enter(hyper, state, false) == 0) {
-        const hm_live_options options = {.in_memory = in_memory != 0, .keep_original = keep_original != 0};
+        const hm_live_options options = {
+            .in_memory = in_memory != 0, .keep_original = keep_original != 0, .partial = true};
         core_call_leave(&call);
         hm_status status = hm_live_bind(&self->live, hyper->hyper, list.items, list.names, list.count, &options,
                                         &call.job, &error);
@@ -239,19 +250,6 @@ static void live_dealloc(PyObject *object)
     core_free_object(object);
 }
 
-/* at NULL: brings the original numbers back. */
-static hm_status write_targets(const core_live *self, const targets *list, const core_doubles *at,
-                               const core_blocks *blocks, hm_job *job, hm_error *err)
-{
-    hm_live *part = NULL;
-    HM_TRY(hm_live_part(&part, self->live, list->items, list->count, err));
-    hm_status status = at == NULL ? hm_live_restore(part, list->items, list->count, job, err)
-                                  : hm_live_set(part, list->items, list->count, at->items, at->count, blocks->items,
-                                                blocks->count, job, err);
-    hm_live_part_close(part);
-    return status;
-}
-
 static PyObject *live_set(PyObject *object, PyObject *args)
 {
     const core_live *self = (core_live *)object;
@@ -268,7 +266,8 @@ static PyObject *live_set(PyObject *object, PyObject *args)
         core_blocks_get(&blocks, state, block_list, self->directions) == 0) {
         hm_error error = {0};
         core_call_leave(&call);
-        hm_status status = write_targets(self, &list, &at, &blocks, &call.job, &error);
+        hm_status status = hm_live_set(self->live, list.items, list.count, at.items, at.count, blocks.items, blocks.count,
+                                       &call.job, &error);
         failed = core_call_return(&call, state, status, &error) < 0;
     }
     core_blocks_clear(&blocks);
@@ -289,7 +288,7 @@ static PyObject *live_restore(PyObject *object, PyObject *args)
     if (core_call_init(&call, job) == 0 && targets_get(&list, state, sequence) == 0) {
         hm_error error = {0};
         core_call_leave(&call);
-        hm_status status = write_targets((core_live *)object, &list, NULL, NULL, &call.job, &error);
+        hm_status status = hm_live_restore(((core_live *)object)->live, list.items, list.count, &call.job, &error);
         failed = core_call_return(&call, state, status, &error) < 0;
     }
     targets_clear(&list);
@@ -320,7 +319,7 @@ PyType_Spec core_live_spec = {
     .slots = live_slots,
 };
 
-/* ---- one tensor alone -------------------------------------------------------------------------------------------- */
+/* ---- one tensor alone ------------------------------------------------------------------------------------------ */
 
 PyObject *core_blend(PyObject *module, PyObject *args)
 {

@@ -1,6 +1,8 @@
 /* Between Python and the core: exceptions, the long call, converters. */
 #include <math.h>
+#include <pthread.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "_core.h"
 
@@ -114,9 +116,8 @@ PyObject *core_raise(const core_state *state, const hm_error *error)
 
 /* ---- the long call ---------------------------------------------------------------------------------------------- */
 
-static int report_progress(void *user, uint64_t done_bytes, uint64_t total_bytes)
+static int ask_python(core_call *call, uint64_t done_bytes, uint64_t total_bytes)
 {
-    core_call *call = user;
     PyEval_RestoreThread(call->thread);
     int stop = PyErr_CheckSignals() != 0;
     if (!stop && call->progress != NULL) {
@@ -126,6 +127,24 @@ static int report_progress(void *user, uint64_t done_bytes, uint64_t total_bytes
         Py_XDECREF(answer);
     }
     call->thread = PyEval_SaveThread(); /* a pending exception waits in the thread state */
+    return stop;
+}
+
+/* A daemon thread that asks for the GIL after the interpreter began to end never gets it: before 3.14 Python ends the
+ * thread then (pthread_exit), and its stack goes.  But our workers still compute with what lies on that stack; so it stays,
+ * as Python 3.14 lets it, until the process is gone. */
+static void stay(void *nothing)
+{
+    (void)nothing;
+    for (;;) pause();
+}
+
+static int report_progress(void *user, uint64_t done_bytes, uint64_t total_bytes)
+{
+    int stop;
+    pthread_cleanup_push(stay, NULL);
+    stop = ask_python(user, done_bytes, total_bytes);
+    pthread_cleanup_pop(0);
     return stop;
 }
 

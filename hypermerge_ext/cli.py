@@ -15,12 +15,14 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from . import __version__, _core, table
+from . import __version__, _core, process, table
 from ._core import Error
-from .model import HyperModel, Member, is_hyper, load, solve
+from .axes import axis_number
+from .loras import is_ours, lora, pack_paths
+from .model import HyperModel, Member, load, solve
+from .pictures.output import is_ours as is_our_picture
 from .progress import Bar
 from .questions import compare, inspect, recover
-from .sources import source
 
 _SIGNED = {"--at", "--block", "--weights"}
 """Options whose values may begin with a minus sign, which argparse would take for another option."""
@@ -60,6 +62,41 @@ def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"'{text}' is not a whole number from 1")
     return int(text)
+
+
+def _fraction(text: str) -> float:
+    """A number between 0 and 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number between 0 and 1, such as 0.1")
+    return value
+
+
+def _axis(text: str) -> int:
+    """The number of an axis."""
+    try:
+        return axis_number(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is not the number of an axis, such as 1") from None
+
+
+def _name(text: str) -> tuple[int, str]:
+    """1=warmth → (1, "warmth")."""
+    k, equals, name = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"'{text}' is not of the form K=NAME")
+    return _axis(k), name
+
+
+def _axes_drawn(text: str) -> list[int]:
+    """1,3 → [1, 3]: one or two different axes."""
+    found = [_axis(part) for part in re.split(r"[,\s]+", text.strip())]
+    if len(found) > 2 or len(set(found)) < len(found):
+        raise argparse.ArgumentTypeError(f"'{text}' is not one or two different axes such as 1,3")
+    return found
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -104,9 +141,12 @@ def _parser() -> argparse.ArgumentParser:
     made = command("inspect", "say what a hyper-model or a checkpoint is")
     made.add_argument("model", metavar="HYPER|MODEL")
 
-    made = command("compare", "distances and cosines between models, and duplicates")
+    made = command("compare", "distances and cosines between models, duplicates, mixtures and groups")
     made.add_argument("models", nargs="+", metavar="MODEL")
     selection(made)
+    made.add_argument("--plot", metavar="FILE.svg|FILE.png", help="also draw the distances, with groups together")
+    made.add_argument("--theme", choices=("auto", "light", "dark"), default="auto", help="auto: an SVG follows the reader's system")
+    made.add_argument("--force", action="store_true", help="replace a picture that hyper-merge did not draw")
 
     made = command("project", "coordinates and residual of models that were not merged")
     made.add_argument("hyper", metavar="HYPER")
@@ -118,6 +158,41 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--free", action="store_true", help="do not force the weights to sum to 1")
     made.add_argument("--blocks", action="store_true", help="also for each block of the network")
     selection(made)
+
+    made = command("axes", "show the axes of a hyper-model, or write it anew with others' names and signs")
+    made.add_argument("hyper", metavar="HYPER")
+    made.add_argument(
+        "--name", type=_name, action="append", default=[], metavar="K=NAME", help="call axis K (1, 2 …) so; K= takes the name away"
+    )
+    made.add_argument("--flip", type=_axis, action="append", default=[], metavar="K", help="let axis K point the other way")
+    made.add_argument("-o", "--output", metavar="OUT.hyper.safetensors", help="write there (in place of HYPER)")
+    made.add_argument("--force", action="store_true", help="replace a file that hyper-merge did not write")
+
+    made = command("map", "draw where the models lie on the plane of two directions", json_too=False)
+    made.add_argument("hyper", metavar="HYPER")
+    made.add_argument("-o", "--output", required=True, metavar="MAP.svg|MAP.png")
+    made.add_argument("--project", nargs="+", action="extend", default=[], metavar="MODEL", help="also show models that were not merged")
+    made.add_argument("--axes", type=_axes_drawn, metavar="K,K", help="the directions to draw along (1,2)")
+    made.add_argument("--theme", choices=("auto", "light", "dark"), default="auto", help="auto: an SVG follows the reader's system")
+    made.add_argument("--force", action="store_true", help="replace a file that hyper-merge did not write")
+
+    made = command("lora", "write a direction, a blend, or the difference of two checkpoints as a LoRA")
+    made.add_argument("hyper", nargs="?", metavar="HYPER")
+    what = made.add_mutually_exclusive_group()
+    what.add_argument("--direction", type=_count, metavar="K", help="this direction: its strength is the multiplier")
+    what.add_argument("--directions", choices=("all",), help="each in a file of its own, with the base and a list of strengths")
+    what.add_argument("--at", type=_numbers, action="extend", metavar="λ,κ,…", help="this blend; missing ones are 0")
+    made.add_argument("--from", dest="from_", metavar="MODEL", help="with --to, instead of HYPER: the difference of two checkpoints")
+    made.add_argument("--to", metavar="MODEL")
+    made.add_argument("-o", "--output", required=True, metavar="OUT.safetensors")
+    how = made.add_mutually_exclusive_group()
+    how.add_argument("--rank", type=_count, metavar="R", help="of every layer (64)")
+    how.add_argument("--size", type=_bytes, metavar="SIZE", help="of the file, such as 150MB, spent where it helps most")
+    how.add_argument("--error", type=_fraction, metavar="E", help="relative error to be reached with the fewest bytes, such as 0.1")
+    made.add_argument("--format", choices=("auto", "kohya", "comfyui", "diffusers"), default="auto", help="of the names (auto: kohya where known)")
+    made.add_argument("--diff", action="store_true", help="norms and biases too, as whole differences")
+    made.add_argument("--dtype", choices=dtypes, help="of the factors (fp16)")
+    made.add_argument("--force", action="store_true", help="replace a file that hyper-merge did not write")
 
     made = command("merge", "write one blend of a hyper-model as a checkpoint", json_too=False)
     made.add_argument("hyper", metavar="HYPER")
@@ -169,10 +244,9 @@ class _Run:
         """Keyword arguments about which tensors take part."""
         return {name: getattr(self.args, name) for name in ("include", "exclude", "common", "allow_nonfinite")}
 
-    def watch_output(self, inputs: Sequence[str]) -> None:
+    def watch_output(self, inputs: Sequence[str], output: str | None = None) -> None:
         """Refuses an output that could not be written, before hours of reading; the core looks again when it writes."""
-        self.output = self.args.output
-        self._before = _stamp(self.output)
+        self.expect_output(output if output is not None else self.args.output)
         targets = [self.output, _split_base(self.output)] if getattr(self.args, "split", False) else [self.output]
         for path in targets:
             folder = os.path.dirname(os.path.abspath(path))
@@ -187,17 +261,22 @@ class _Run:
             if not self.args.force and not _is_ours(path):
                 raise Error(f"{path}: exists and was not written by hyper-merge; choose another name or use --force")
 
+    def expect_output(self, path: str) -> None:
+        """What `was_written` will be asked about."""
+        self.output = path
+        self._before = _stamp(path)
+
     def was_written(self) -> bool:
         """Did the output appear although the command was interrupted?"""
         return self.output is not None and _stamp(self.output) not in (None, self._before)
 
     def say(self, text: str) -> None:
         """A result for people, on stdout."""
-        print(text)
+        process.show(text)
 
     def note(self, text: str) -> None:
         """A remark, on stderr."""
-        print(f"hyper-merge: {table.printable(text)}", file=sys.stderr)
+        process.complain(f"hyper-merge: {table.printable(text)}")
 
     def written(self, *paths: str) -> None:
         """The last line of a command that wrote files."""
@@ -206,8 +285,7 @@ class _Run:
 
     def result(self, answer: dict[str, Any]) -> None:
         """The one JSON object."""
-        json.dump(answer, sys.stdout, ensure_ascii=True)
-        sys.stdout.write("\n")
+        process.show(json.dumps(answer, ensure_ascii=True))
 
     def verbose_start(self) -> None:
         """--verbose: kernels and threads."""
@@ -244,11 +322,7 @@ def _split_base(output: str) -> str:
 
 def _is_ours(path: str) -> bool:
     """Did hyper-merge write this file?"""
-    try:
-        opened = source(path)
-    except Error:
-        return False
-    return is_hyper(opened) or '"hyper-merge"' in (opened.metadata("sd_merge_recipe") or "")
+    return is_our_picture(path) or is_ours(path)
 
 
 def _solve(run: _Run) -> None:
@@ -288,6 +362,8 @@ def _inspect(run: _Run) -> None:
     elif "members" in answer:
         described = answer["file"]
         parts = [described["name"], f"family {described['family']}", table.size(described["size"])]
+        if described.get("low_rank"):
+            parts.append(table.low_rank(described["low_rank"]))
         run.say("  " + run.style.bold(run.style.shown(run.style.dot.join(parts))))
         run.say(table.hyper(answer, run.style, blocks=True))
     else:
@@ -295,14 +371,28 @@ def _inspect(run: _Run) -> None:
 
 
 def _compare(run: _Run) -> None:
+    from .pictures import matrix, theme  # here and in `_map`: every other command starts the sooner
+
+    args = run.args
+    if args.plot is not None:
+        try:
+            theme.suffix_of(args.plot)
+        except Error as error:
+            run.parser.error(str(error))
+        theme.require()
+        run.watch_output(args.models, args.plot)
     statistics: dict[str, float] = {}
     with Bar("reading") as progress:
-        answer = compare(run.args.models, progress=progress, statistics=statistics, **run.selection(), **run.limits())
+        answer = compare(args.models, progress=progress, statistics=statistics, **run.selection(), **run.limits())
     run.verbose("reading", statistics)
-    if run.args.json:
+    if args.plot is not None:
+        matrix.draw(answer, args.plot, look=args.theme, force=args.force)
+    if args.json:
         run.result(answer)
     else:
         run.say(table.compare(answer, run.style))
+        if args.plot is not None:
+            run.written(args.plot)
     for note in answer.get("notes", ()):
         run.note("note: " + note)
 
@@ -327,7 +417,7 @@ def _project(run: _Run) -> None:
     if run.args.json:
         run.result({"models": entries})
     else:
-        run.say(table.members(entries, hyper.directions, run.style))
+        run.say(table.members(entries, hyper.directions, run.style, hyper.axes))
 
 
 def _recover(run: _Run) -> None:
@@ -351,6 +441,68 @@ def _recover(run: _Run) -> None:
         run.say(table.recover(answer, run.style))
     for note in answer.get("notes", ()):
         run.note("note: " + note)
+
+
+def _axes(run: _Run) -> None:
+    args = run.args
+    if args.output is not None and not args.name and not args.flip:
+        run.parser.error("-o: nothing is to be written without --name or --flip")
+    hyper = load(args.hyper)
+    for option, ks in (("--name", [k for k, _ in args.name]), ("--flip", args.flip)):
+        for k in ks:
+            if not 1 <= k <= hyper.directions:
+                run.parser.error(f"{option} {k}: {args.hyper} has {hyper.directions} axes")
+    target = args.output if args.output is not None else args.hyper
+    elsewhere = not (os.path.exists(target) and os.path.samefile(target, args.hyper))
+    changes = bool(args.name or args.flip)
+    if changes:
+        if elsewhere:
+            run.watch_output([args.hyper])
+        else:
+            run.expect_output(target)
+        with Bar("writing") as progress:
+            hyper.rename(
+                dict(args.name), args.flip, target if elsewhere else None, force=args.force, progress=progress,
+                **run.limits(),
+            )  # fmt: skip
+        run.verbose("writing", hyper.statistics)
+        hyper = load(target)
+    if args.json:
+        run.result({"axes": [{"name": name} for name in hyper.axes], "directions": hyper.directions})
+    else:
+        run.say(table.axes(hyper.document, run.style))
+        if changes:
+            run.written(target)
+    linked = hyper.base.get("name")
+    if changes and elsewhere and linked and not _same_folder(target, args.hyper):
+        run.note(f"note: its base {linked} is not in the file; it must lie beside it")
+
+
+def _same_folder(first: str, second: str) -> bool:
+    return os.path.samefile(*(os.path.dirname(os.path.realpath(path)) for path in (first, second)))
+
+
+def _map(run: _Run) -> None:
+    from .pictures import theme
+
+    args = run.args
+    try:
+        theme.suffix_of(args.output)
+    except Error as error:
+        run.parser.error(str(error))
+    theme.require()
+    run.watch_output([args.hyper, *args.project])
+    hyper = load(args.hyper)
+    for k in args.axes or ():
+        if not 1 <= k <= hyper.directions:
+            run.parser.error(f"--axes {k}: {args.hyper} has {hyper.directions} axes")
+    projected = []
+    for model in args.project:
+        with Bar(os.path.basename(model)) as progress:
+            projected.append(hyper.project(model, progress=progress, **run.limits()))
+        run.verbose(os.path.basename(model), hyper.statistics)
+    hyper.map(args.output, project=projected, axes=args.axes, theme=args.theme, force=args.force)
+    run.written(args.output)
 
 
 def _merge(run: _Run) -> None:
@@ -378,9 +530,61 @@ def _merge(run: _Run) -> None:
         )
     run.verbose("blending", hyper.statistics)
     at = [*args.at, *[0.0] * (hyper.directions - len(args.at))]
-    values = ", ".join(f"{run.style.direction(k + 1)} = {value:+g}" for k, value in enumerate(at))
+    values = ", ".join(f"{run.style.axis(k + 1, hyper.axes)} = {value:+g}" for k, value in enumerate(at))
     run.say(f"  {table.printable(os.path.basename(args.hyper))} at {values}")
     run.written(args.output)
+
+
+def _lora(run: _Run) -> None:
+    args = run.args
+    pair = args.from_ is not None or args.to is not None
+    if pair and (args.from_ is None or args.to is None):
+        run.parser.error("--from and --to belong together")
+    if pair and (args.hyper or args.direction or args.directions or args.at):
+        run.parser.error("either HYPER or --from and --to, not both")
+    if not pair and not (args.hyper and (args.direction or args.directions or args.at)):
+        run.parser.error("give HYPER with --direction, --directions all or --at, or --from and --to")
+    options = {
+        "rank": args.rank, "error": args.error, "size": args.size, "dtype": args.dtype, "format": args.format,
+        "whole": args.diff, "force": args.force, **run.limits(),
+    }  # fmt: skip
+    if pair:
+        run.watch_output([args.from_, args.to])
+        statistics: dict[str, float] = {}
+        with Bar("decomposing") as progress:
+            report = lora(args.from_, args.to, args.output, progress=progress, statistics=statistics, **options)
+        run.verbose("decomposing", statistics)
+        _say_lora(run, [(args.output, report)])
+        return
+    hyper = load(args.hyper)
+    if args.direction and args.direction > hyper.directions:
+        run.parser.error(f"--direction {args.direction}: {args.hyper} has {hyper.directions} directions")
+    if args.at and len(args.at) > hyper.directions:
+        run.parser.error(f"--at: {len(args.at)} multipliers for {hyper.directions} directions of {args.hyper}")
+    if args.directions:
+        files, base, text = pack_paths(args.output, hyper.directions)
+        for file in [*files, base]:
+            run.watch_output([args.hyper], file)
+        with Bar("decomposing") as progress:
+            reports = hyper.slider_pack(args.output, progress=progress, **options)
+        _say_lora(run, list(zip(files, reports)), base, text)
+        return
+    run.watch_output([args.hyper])
+    with Bar("decomposing") as progress:
+        report = hyper.lora(args.output, direction=args.direction, at=args.at, progress=progress, **options)
+    run.verbose("decomposing", hyper.statistics)
+    _say_lora(run, [(args.output, report)])
+
+
+def _say_lora(run: _Run, reports: list[tuple[str, dict[str, Any]]], *others: str) -> None:
+    """The reports of the LoRAs that were written; a pack's are a list."""
+    if run.args.json:
+        entries = [{"path": path, **report} for path, report in reports]
+        run.result({"loras": entries, "files": [path for path, _ in reports] + list(others)} if others else entries[0])
+        return
+    for path, report in reports:
+        run.say(table.lora(os.path.basename(path), report, run.style))
+    run.written(*(path for path, _ in reports), *others)
 
 
 def _check_counts(run: _Run, hyper: HyperModel) -> None:
@@ -396,42 +600,66 @@ _COMMANDS = {
     "compare": _compare,
     "project": _project,
     "recover": _recover,
+    "axes": _axes,
+    "map": _map,
     "merge": _merge,
+    "lora": _lora,
 }
 
 
 def _fail(text: str) -> int:
-    print(f"hyper-merge: error: {table.printable(text)}", file=sys.stderr)
+    process.complain(f"hyper-merge: error: {table.printable(text)}")
+    process.give_up(sys.stdout)
     return 1
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Carries out one command; returns the exit status (usage errors leave by SystemExit(2), as argparse does)."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # a name that the terminal cannot show must not end the command
-    parser = _parser()
-    args = _parse(parser, sys.argv[1:] if argv is None else argv)
-    run = _Run(args, parser)
+    """Carries out one command; returns the exit status (usage errors leave by SystemExit(2), as argparse does).
+
+    argv: None for the process's own, which then ends with this command.
+    """
+    run: _Run | None = None
+    with process.Interruptible(last=argv is None) as work:
+        try:
+            work.begin()
+            process.fill_standard_streams()
+            for stream in (sys.stdout, sys.stderr):
+                if hasattr(stream, "reconfigure"):
+                    stream.reconfigure(errors="replace")  # a name that the terminal cannot show must not end the command
+            parser = _parser()
+            run = _Run(_parse(parser, sys.argv[1:] if argv is None else argv), parser)
+            return _carry_out(run, work)
+        except KeyboardInterrupt:
+            process.complain("hyper-merge: cancelled; " + _after_cancel(run))
+            process.give_up(sys.stdout)
+            return 130
+
+
+def _carry_out(run: _Run, work: process.Interruptible) -> int:
+    """The command itself; returns the exit status.  Raises KeyboardInterrupt, and SystemExit for usage errors."""
     try:
         run.verbose_start()
-        _COMMANDS[args.command](run)
-        sys.stdout.flush()
-    except KeyboardInterrupt:
-        print("hyper-merge: cancelled; " + _after_cancel(run), file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        # The reader has gone; Python's own flush at exit must not complain either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _COMMANDS[run.args.command](run)
+        process.flush()
+        work.over()
+    except BrokenPipeError:  # the reader has gone
+        work.over()
+        process.give_up(sys.stdout)
         return 1
-    except (Error, OSError, UnicodeError) as error:
+    except (Error, OSError, UnicodeError, ImportError) as error:  # modules may want memory or descriptors that are not there
+        work.over()
         return _fail(str(error))
     except MemoryError as error:
+        work.over()
         return _fail(str(error) or "out of memory; give a smaller --memory or close other programs")
     return 0
 
 
-def _after_cancel(run: _Run) -> str:
+def _after_cancel(run: _Run | None) -> str:
+    """What became of the output."""
+    if run is None or run.output is None:
+        return "nothing was written"
+    path = table.printable(run.output)
     if run.was_written():
-        return f"{table.printable(run.output or '')} was complete and stays"
-    return "nothing was written"
+        return f"{path} was complete and stays"
+    return f"{path} stays as it was" if os.path.exists(run.output) else "nothing was written"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 import threading
 from collections.abc import Mapping, Sequence
@@ -109,8 +110,7 @@ class Live:
         self._versioned = [target.tensor for target in targets if target.versioned]
         self._core: _core.Live | None = None
         self._devices: Any = None
-        self._lock = threading.Lock()
-        self._owner: int | None = None
+        self._free_lock()
 
     def __repr__(self) -> str:
         return f"<Live of {len(self._targets)} tensors at {self.at}>"
@@ -148,6 +148,11 @@ class Live:
         self._write(None, [], threads, progress)
 
     # ---- inside ----------------------------------------------------------------------------------------------------------
+
+    def _free_lock(self) -> None:
+        self._lock = threading.Lock()
+        self._owner: int | None = None
+        self._process = os.getpid()
 
     def _bind(
         self,
@@ -206,6 +211,8 @@ class Live:
         progress: Progress | None,
     ) -> None:
         """Under the lock: all targets, by the compiled part and by torch.  at None: restores."""
+        if self._process != os.getpid():
+            self._free_lock()  # a forked child, in which the parent's threads do not live on to release it
         if self._owner == threading.get_ident():
             raise Error("a live blend cannot be started from its own progress function")
         with self._lock:
@@ -227,7 +234,7 @@ class Live:
         steps = _Steps(progress, sum(map(self._device_blends().bytes, elsewhere)) if elsewhere else 0)
         before, self.at = self.at, None
         try:
-            self._write_here(described, at, pairs, job(None, threads, steps.compiled if progress else None, None))
+            self._write_here(described, at, pairs, threads, steps.compiled if progress else None)
             if at is None:
                 self._restore_elsewhere(elsewhere, steps)
             for target, c in zip(elsewhere, factors):
@@ -242,16 +249,21 @@ class Live:
         self.at = None if at is None else tuple(at)
 
     def _write_here(
-        self, described: list[Described], at: list[float] | None, pairs: list[tuple[str, list[float]]], work: Any
+        self,
+        described: list[Described],
+        at: list[float] | None,
+        pairs: list[tuple[str, list[float]]],
+        threads: int | None,
+        progress: Progress | None,
     ) -> None:
         """By the compiled part: what is in CPU memory, unless it was elsewhere when it was bound."""
         if self._core is None:
             return
         here = [item for item, target in zip(described, self._targets) if not target.by_torch] + self._resting
         if at is None:
-            self._core.restore(here, work)
+            self._core.restore(here, job(None, threads, progress, None))
         else:
-            self._core.set(here, at, pairs, work)
+            self._core.set(here, at, pairs, job(None, threads, progress, None))
 
     def _restore_elsewhere(self, targets: list[Target], steps: _Steps) -> None:
         """What was in CPU memory when it was bound may have its original there: it goes through a copy, some at a time."""

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from . import _core
+from . import _core, loras
 from ._core import ArgumentError, Source
+from .axes import Names as AxisNames, axis_names, flips, names_after
 from .live import Live, bind
 from .names import Names
-from .sources import Model, Progress, job, out_dtype, source, source_list
+from .sources import Model, Progress, job, look_again, out_dtype, source, source_list
 
 
 class Member(NamedTuple):
@@ -39,7 +40,9 @@ class HyperModel:
         self._document: dict[str, Any] | None = None
         self._folders: list[str] = []  # where the base may be that a saved file only names
         self._saved: _core.Hyper | None = None  # what save wrote
+        self._path: str | None = None  # of the file, if it is one
         self._hash = False  # hashes were asked for
+        self._sources: list[Source] = []  # what was solved
         self.statistics: dict[str, float] = statistics if statistics is not None else {}
         """Of the latest pass over files: bytes read past and through the page cache, seconds."""
 
@@ -57,6 +60,11 @@ class HyperModel:
     def directions(self) -> int:
         """K."""
         return self._core.directions
+
+    @property
+    def axes(self) -> list[str | None]:
+        """What the K axes are called; None = no name."""
+        return axis_names(self.document)
 
     @property
     def members(self) -> tuple[Member, ...]:
@@ -112,10 +120,12 @@ class HyperModel:
         hash: record the sha256 of the data area too, which reads back most of what was written; None = as in solve.
         Raises Error; ArgumentError when `path` is one of the inputs or the hyper-model was loaded from a file.
         """
+        self._look_again()
         self._document = None
         hash = self._hash if hash is None else hash
         self._core.save(path, force, base_low, split, hash, job(memory_budget, threads, progress, self.statistics))
         self._saved = _core.open_hyper(path, self._folders)
+        self._path = os.path.abspath(path)
 
     def merge(
         self,
@@ -148,6 +158,7 @@ class HyperModel:
             given = self._multipliers(values, f"block '{glob}'")
             pairs.append((glob, given + [0.0] * (self.directions - len(given))))
         core = self._file() if exact is None else self._core
+        self._look_again()
         core.merge(
             path,
             at,
@@ -159,6 +170,112 @@ class HyperModel:
             force,
             job(memory_budget, threads, progress, self.statistics),
         )
+
+    def rename(
+        self,
+        names: AxisNames | None = None,
+        flip: Iterable[int] = (),
+        path: str | os.PathLike[str] | None = None,
+        *,
+        force: bool = False,
+        memory_budget: int | None = None,
+        threads: int | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        """Writes a saved hyper-model anew, its axes with other names or turned round.  The file appears whole or not at all.
+
+        names: {1: "warmth"} for some axes, or one name for each as `axes` gives them; None or "" takes a name away.  At
+        most 64 characters.  flip: axes, counted from 1, that are to point the other way: D becomes −D and every
+        multiplier −c, so that the same blends lie at the multipliers with the other sign, bit for bit.
+        path: None puts the new file in place of its own, and this object then is what was written; live blends that were
+        bound before keep the old axes.  Otherwise a copy is written there.  force: replace a file that hyper-merge did not
+        write.
+        Raises Error; ArgumentError before `save`, for an axis that is not there and for a name that cannot be one.
+        """
+        core = self._file()
+        after = names_after(axis_names(json.loads(core.document())), names)
+        flipped = flips(flip, self.directions)
+        in_place = path is None or (self._path is not None and os.path.exists(path) and os.path.samefile(path, self._path))
+        core.rename(path, after, flipped, force, job(memory_budget, threads, progress, self.statistics))
+        if in_place and self._path is not None:
+            self._core, self._saved, self._document = _core.open_hyper(self._path, self._folders), None, None
+
+    def lora(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        direction: int | None = None,
+        at: Sequence[float] | None = None,
+        rank: int | None = None,
+        error: float | None = None,
+        size: int | None = None,
+        dtype: str | None = None,
+        format: str = "auto",
+        whole: bool = False,
+        force: bool = False,
+        memory_budget: int | None = None,
+        threads: int | None = None,
+        progress: Progress | None = None,
+    ) -> dict[str, Any]:
+        """Writes one direction, or the blend Σ_k at[k] · D_k, as a LoRA for the base: strength 1 is multiplier 1.
+
+        direction: counted from 1.  rank: of every layer; 64 where neither this nor the next two are given.  error: a relative
+        error to be reached with the fewest bytes.  size: bytes that the file may have, spent where they help most.
+        dtype: "fp16" (default), "bf16" or "fp32".  format: "kohya", "comfyui", or "auto": kohya's names where they are known.
+        whole: norms and biases too, as whole differences, which few hosts leave out.
+        Returns {"format", "tensors" (layers), "bytes", "rank": {"least", "most"}, "relative_error" (of the layers, as stored),
+        "relative_error_unrounded", "worst": {"tensor", "relative_error"}, "blocks": {name: {"relative_error", "share"}},
+        "not_carried": {"tensors", "share"}}.
+        Raises Error; ArgumentError for a direction that is not there and for a format that cannot hold this family.
+        """
+        if (direction is None) == (at is None):
+            raise ArgumentError("give either a direction or multipliers (at)")
+        if direction is not None and not 1 <= direction <= self.directions:
+            raise ArgumentError(f"direction {direction}: there are {self.directions}")
+        values = self._multipliers(at, "at") if at is not None else [float(k + 1 == direction) for k in range(self.directions)]
+        self._look_again()
+        return loras.write(
+            self._file(), values, path, rank=rank, error=error, size=size, dtype=dtype, format=format, whole=whole, force=force,
+            passes=job(memory_budget, threads, progress, self.statistics),
+        )  # fmt: skip
+
+    def slider_pack(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        rank: int | None = None,
+        error: float | None = None,
+        size: int | None = None,
+        dtype: str | None = None,
+        format: str = "auto",
+        whole: bool = False,
+        force: bool = False,
+        memory_budget: int | None = None,
+        threads: int | None = None,
+        progress: Progress | None = None,
+    ) -> list[dict[str, Any]]:
+        """Writes every direction as a LoRA of its own, the base they belong to, and each model's strengths as a text.
+
+        For NAME.safetensors these are NAME-1.safetensors …, NAME-base.safetensors and NAME.txt: in any host, on that base, the
+        strengths are then the multipliers.  Arguments and reports (one per direction) as for `lora`; size is that of each.
+        Each file appears whole or not at all, the base first; when one fails, those before it stay.
+        Raises Error; ArgumentError for a hyper-model without a base.
+        """
+        if self.base["kind"] == "none":
+            raise ArgumentError("this hyper-model has no base, so there is no model on which LoRAs could be its sliders")
+        files, base, text = loras.pack_paths(path, self.directions)
+        loras.check_pack([base, *files], text, self._path, force)
+        limits = {"memory_budget": memory_budget, "threads": threads, "progress": progress}
+        self.merge([], base, force=force, **limits)
+        reports = [
+            self.lora(
+                file, direction=k + 1, rank=rank, error=error, size=size, dtype=dtype, format=format, whole=whole, force=force,
+                **limits,
+            )
+            for k, file in enumerate(files)
+        ]  # fmt: skip
+        loras.write_strengths(text, self.members, files, force)
+        return reports
 
     def project(
         self,
@@ -174,7 +291,40 @@ class HyperModel:
         Reads the model and the hyper-model once.  Raises Error, FormatError, MismatchError.
         """
         opened = source(model, name)
+        self._look_again()
         return _member(json.loads(self._core.project(opened, job(memory_budget, threads, progress, self.statistics))))
+
+    def map(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        project: Sequence[Model | Member] = (),
+        axes: Sequence[int] | None = None,
+        theme: str = "auto",
+        title: str | None = None,
+        force: bool = False,
+        memory_budget: int | None = None,
+        threads: int | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        """Draws where the models lie on the plane of two directions, and how far off it: an SVG or PNG, by the end of `path`.
+
+        project: models that were not merged, to be shown too; each is read once, unless `project` has placed it already.
+        axes: one or two directions, counted from 1; None: the first two.  theme: "light", "dark", or "auto": an SVG follows
+        the reader's system, a PNG is light.  title: None is the name of the hyper-model's file.
+        force: replace a file that hyper-merge did not write.
+        Needs matplotlib.  Raises Error; ArgumentError for another ending and for axes that are not there.
+        """
+        from .pictures import geometry, map, theme as look
+
+        look.suffix_of(path)
+        look.theme_for(theme)
+        look.require()
+        limits = {"memory_budget": memory_budget, "threads": threads, "progress": progress}
+        placed = [model if isinstance(model, Member) else self.project(model, **limits) for model in project]
+        if title is None and self._path is not None:
+            title = os.path.basename(self._path).removesuffix(".safetensors").removesuffix(".hyper")
+        map.draw(geometry.map_document(self, placed, axes), path, title=title or "", look=theme, force=force)
 
     def bind(
         self,
@@ -208,6 +358,11 @@ class HyperModel:
             self, state_dict, prefix=prefix, names=names, in_memory=in_memory, keep_original=keep_original, strict=strict,
             by_torch=by_torch, threads=threads, progress=progress,
         )  # fmt: skip
+
+    def _look_again(self) -> None:
+        """Raises ArgumentError when tensors that were solved from memory are not there any more."""
+        for item in self._sources:
+            look_again(item)
 
     def _file(self) -> _core.Hyper:
         """The hyper-model as it lies in a file, if it does."""
@@ -283,6 +438,7 @@ def solve(
     )
     hyper = HyperModel(core, statistics)
     hyper._hash = hash
+    hyper._sources = opened if isinstance(base, str) else [*opened, base]
     if isinstance(base, Source) and base.path is not None:
         hyper._folders = [os.path.dirname(base.path)]
     return hyper
@@ -293,7 +449,10 @@ def load(path: str | os.PathLike[str], folders: Sequence[str | os.PathLike[str]]
 
     Raises Error, FormatError.
     """
-    return HyperModel(_core.open_hyper(path, folders))
+    hyper = HyperModel(_core.open_hyper(path, folders))
+    hyper._path = os.path.abspath(path)
+    hyper._folders = [os.fspath(folder) for folder in folders]
+    return hyper
 
 
 def is_hyper(model: Source) -> bool:

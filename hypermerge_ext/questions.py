@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from . import _core
+from .findings import findings
+from .grouping import average_linkage, groups
 from .model import is_hyper, load
 from .sources import Model, Progress, job, source, source_list
 
@@ -27,14 +29,20 @@ def compare(
     """How far M models lie from each other; one read of each.
 
     Returns {"models": [name], "gram", "distance", "cosine": [M × M each, gram and cosine about the mean], "norm": [M],
-    "duplicates": [[name]], "distance_to_others": [M, to the affine hull of the others], "notes": [str]}.
+    "duplicates": [[name]], "distance_to_others": [M, to the affine hull of the others], "rounding": [M, how far rounding to its
+    types may have moved a model at most], "notes": [str]}; and what follows from these: "near_duplicates", "mixtures" and
+    "dependent" (see `findings`), and "groups": [[name]], the sets of two and more that belong together, if any do.
     Arguments as for `solve`; `statistics` is filled with bytes read and seconds.  Raises Error, MismatchError.
     """
     opened = source_list(models, names)
     text = _core.compare(
         opened, (include, exclude, common, allow_nonfinite), job(memory_budget, threads, progress, statistics)
     )
-    return json.loads(text)
+    answer = json.loads(text)
+    distance, called = answer["distance"], answer["models"]
+    partition = groups(average_linkage(distance), distance)
+    grouped = [[called[i] for i in group] for group in partition if len(group) > 1]
+    return {**answer, **findings(answer), "groups": grouped}
 
 
 def recover(

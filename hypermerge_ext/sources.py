@@ -5,12 +5,16 @@ Neither torch nor NumPy is imported: a tensor is known by what it can do (`data_
 
 from __future__ import annotations
 
+import atexit
 import os
+import threading
+import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Union
 
 from . import _core
-from ._core import ArgumentError, Source
+from ._core import ArgumentError, Cancelled, Source
 
 Progress = Callable[[int, int], object]
 """Called with bytes handled so far and in all, about 20 times a second; an exception raised in it cancels the work."""
@@ -38,6 +42,8 @@ _DTYPES = {
 
 _OUT_DTYPES = {"fp16": "F16", "bf16": "BF16", "fp32": "F32", "float16": "F16", "bfloat16": "BF16", "float32": "F32"}
 
+_PATIENCE = 10.0  # seconds that the end of the interpreter waits for a progress function, or for a disk
+
 _Borrowed = tuple[str, str, tuple[int, ...], tuple[int, ...], int]
 
 
@@ -54,18 +60,64 @@ def out_dtype(name: str | None) -> str | None:
     return found
 
 
+class _Watched:
+    """The progress function of a call in a thread.  Only the call holds it, so it lives as long as that."""
+
+    __slots__ = ("progress", "__weakref__")
+
+    def __init__(self, progress: Progress | None) -> None:
+        self.progress = progress
+
+    def __call__(self, done: int, total: int) -> None:
+        progress = self.progress
+        del self  # a traceback that somebody keeps must not hold it
+        _stop_if_ending()
+        if progress is not None:
+            progress(done, total)
+
+
+_in_threads: weakref.WeakKeyDictionary[_Watched, threading.Thread] = weakref.WeakKeyDictionary()
+_ending = False
+
+
+def _end_threads() -> None:
+    """At the end of the interpreter: calls in threads that it does not wait for (hosts work in daemon threads) are
+    cancelled, so that they take away what they were writing, and are waited for."""
+    global _ending
+    _ending = True
+    until = time.monotonic() + _PATIENCE
+    while any(thread.is_alive() for thread in list(_in_threads.values())) and time.monotonic() < until:
+        time.sleep(0.005)
+
+
+atexit.register(_end_threads)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_threads.clear)  # other threads do not live on in a child
+
+
+def _stop_if_ending() -> None:
+    if _ending:
+        raise Cancelled("cancelled: Python is ending")
+
+
 def job(
     memory_budget: int | None, threads: int | None, progress: Progress | None, statistics: dict[str, float] | None
 ) -> tuple[int, int, Progress | None, dict[str, float] | None]:
     """The `job` argument of the compiled part: bytes (None = 256 MiB), threads (None = one per CPU), and two as given.
+    For one call only, made in this thread.
 
-    Raises ArgumentError for numbers that are negative or too large.
+    Raises ArgumentError for numbers that are negative or too large, Cancelled in a thread when Python is ending.
     """
     if not 0 <= (memory_budget or 0) < 2**63:
         raise ArgumentError(f"memory_budget is a number of bytes, not {memory_budget}")
     if not 0 <= (threads or 0) <= 1024:
         raise ArgumentError(f"threads is a number between 1 and 1024, not {threads}")
-    return memory_budget or 0, threads or 0, progress, statistics
+    if threading.get_ident() == threading.main_thread().ident:
+        return memory_budget or 0, threads or 0, progress, statistics
+    _stop_if_ending()
+    watched = _Watched(progress)
+    _in_threads[watched] = threading.current_thread()
+    return memory_budget or 0, threads or 0, watched, statistics
 
 
 def source(model: Model, name: str | None = None, sha256: str | None = None) -> Source:
@@ -77,6 +129,7 @@ def source(model: Model, name: str | None = None, sha256: str | None = None) -> 
     """
     if isinstance(model, Source):
         opened = model
+        look_again(opened)
     elif isinstance(model, (str, os.PathLike)):
         opened = _core.open_source(model)
     elif isinstance(model, Mapping):
@@ -103,6 +156,40 @@ def source_list(models: Sequence[Model], names: Sequence[str] | None = None) -> 
     return [source(model, name) for model, name in zip(models, names)]
 
 
+class _Lent:
+    """Tensors that a Source has borrowed, and where they lay.  Only the Source holds it."""
+
+    def __init__(self, owner: str, names: list[str], tensors: list[Any]) -> None:
+        self._owner, self._names, self._tensors = owner, names, tensors
+        self._places = [_place(tensor) for tensor in tensors]
+
+    def look_again(self) -> None:
+        """Raises ArgumentError when the memory of a tensor is elsewhere now, or is less."""
+        for name, tensor, place in zip(self._names, self._tensors, self._places):
+            if _place(tensor) != place:
+                raise _refusal(self._owner, name, "its memory was freed or moved since it was borrowed; give it anew")
+
+
+def _place(tensor: Any) -> tuple[int, int]:
+    """Address and bytes of the memory that a torch tensor or a NumPy array has now."""
+    if hasattr(tensor, "data_ptr"):
+        return tensor.data_ptr(), tensor.untyped_storage().nbytes()
+    return tensor.__array_interface__["data"][0], tensor.nbytes
+
+
+_lent: weakref.WeakValueDictionary[int, _Lent] = weakref.WeakValueDictionary()  # by the id of the Source
+
+
+def look_again(borrowed: Source) -> None:
+    """To be called before anything reads a Source that was made earlier.  Raises ArgumentError when tensors are gone.
+
+    A host may free memory behind our back (offloading does), and reading where it was would end the process.
+    """
+    lent = _lent.get(id(borrowed))
+    if lent is not None:
+        lent.look_again()
+
+
 def _borrow(state: Mapping[str, Any], name: str) -> Source:
     """A Source over the tensors of a state dict.  Plain bookkeeping (a step count) is left out."""
     tensors: list[_Borrowed] = []
@@ -122,7 +209,10 @@ def _borrow(state: Mapping[str, Any], name: str) -> Source:
             raise TypeError(f"{name}: '{key}' is a {type(value).__name__}, neither a torch tensor nor a NumPy array")
         tensors.append(described[0])
         keep.append(described[1])
-    return _core.borrow(name, tensors, tuple(keep))
+    lent = _Lent(name, [described[0] for described in tensors], keep)
+    made = _core.borrow(name, tensors, lent)
+    _lent[id(made)] = lent
+    return made
 
 
 _KNOWN: dict[Any, str | None] = {}  # text of a dtype costs more than everything else that is asked of a tensor

@@ -6,11 +6,16 @@ import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TextIO
 
+from .axes import axis_names
+from .findings import in_words
+
 BAR_CELLS = 30
 MATRIX_LIMIT = 12
 """More models than this are listed by their nearest neighbour: a wider matrix would not fit a terminal."""
 COLUMNS_LIMIT = 6
 """Multiplier columns shown; --json gives all."""
+AXIS_LIMIT = 24
+"""Columns that the name of an axis may take where it heads numbers."""
 
 
 class Style(NamedTuple):
@@ -32,6 +37,16 @@ class Style(NamedTuple):
         """What people call multiplier k, counted from 1."""
         greek = {1: ("λ", "lambda"), 2: ("κ", "kappa")}
         return greek[k][0 if self.unicode else 1] if k in greek else f"c{k}"
+
+    def axis(self, k: int, names: Sequence[str | None] = ()) -> str:
+        """The same, and after it the name of the axis, if it has one, cut where it is long."""
+        name = self.shown((names[k - 1] if k <= len(names) else None) or "")
+        if _width(name) > AXIS_LIMIT:
+            dots = "…" if self.unicode else "..."
+            while _width(name) > AXIS_LIMIT - len(dots):
+                name = name[:-1]
+            name += dots
+        return f"{self.direction(k)} {name}" if name else self.direction(k)
 
     def shown(self, text: str) -> str:
         """A name as it can be shown: `printable`, and with ? for what ASCII lacks where that is all there is."""
@@ -120,9 +135,9 @@ def bar(share: float, style: Style, cells: int = BAR_CELLS) -> str:
     return style.accent(filled) + style.dim("░" * (cells - len(filled)))
 
 
-def _multiplier_head(directions: int, style: Style) -> list[str]:
-    names = [style.direction(k + 1) for k in range(min(directions, COLUMNS_LIMIT))]
-    return [*names, "…" if style.unicode else "..."] if directions > COLUMNS_LIMIT else names
+def _multiplier_head(directions: int, style: Style, names: Sequence[str | None]) -> list[str]:
+    heads = [style.axis(k + 1, names) for k in range(min(directions, COLUMNS_LIMIT))]
+    return [*heads, "…" if style.unicode else "..."] if directions > COLUMNS_LIMIT else heads
 
 
 def _multiplier_cells(multipliers: Sequence[float]) -> list[str]:
@@ -130,10 +145,12 @@ def _multiplier_cells(multipliers: Sequence[float]) -> list[str]:
     return [*cells, ""] if len(multipliers) > COLUMNS_LIMIT else cells
 
 
-def members(entries: Sequence[dict[str, Any]], directions: int, style: Style) -> str:
+def members(
+    entries: Sequence[dict[str, Any]], directions: int, style: Style, names: Sequence[str | None] = ()
+) -> str:
     """The table of models: multipliers, residual, residual as stored (if measured), distance from the base."""
     stored = any(entry.get("residual_stored") is not None for entry in entries)
-    head = ["model", *_multiplier_head(directions, style), "residual", *(["stored"] if stored else []), style.norm]
+    head = ["model", *_multiplier_head(directions, style, names), "residual", *(["stored"] if stored else []), style.norm]
     rows = []
     for entry in entries:
         row = [entry["name"], *_multiplier_cells(entry["multipliers"]), percent(entry["residual"])]
@@ -143,13 +160,13 @@ def members(entries: Sequence[dict[str, Any]], directions: int, style: Style) ->
     return table(head, rows, style)
 
 
-def shares(ratios: Sequence[float], style: Style) -> str:
+def shares(ratios: Sequence[float], style: Style, names: Sequence[str | None] = ()) -> str:
     """One line per direction: a bar, the share it explains, and the sum so far."""
     lines, sum_so_far = [], 0.0
-    width = max((len(style.direction(k + 1)) for k in range(len(ratios))), default=0)
+    width = max((_width(style.axis(k + 1, names)) for k in range(len(ratios))), default=0)
     for k, ratio in enumerate(ratios):
         sum_so_far += ratio
-        name = style.direction(k + 1).ljust(width)
+        name = _pad(style.axis(k + 1, names), width, right=False)
         together = f"   together {percent(sum_so_far):>8}" if k else ""
         lines.append(f"  {name}  {bar(ratio, style)} {percent(ratio):>8}{together}")
     return "\n".join(lines)
@@ -165,15 +182,29 @@ def hyper(document: dict[str, Any], style: Style, blocks: bool = False) -> str:
     method = document["method"]
     if document.get("iterations"):
         method += f", {document['iterations']} iterations"
-    parts = [members(document["members"], directions, style)]
+    names = axis_names(document)
+    parts = [members(document["members"], directions, style, names)]
     if directions:
-        parts.append(shares(document["explained_variance_ratio"][:directions], style))
+        parts.append(shares(document["explained_variance_ratio"][:directions], style, names))
     parts.append(
         f"  loss {loss:.4g} of {total:.4g}{lost}{style.dot}base: {style.shown(base_text)}{style.dot}method: {method}"
     )
     if blocks and document.get("blocks"):
         parts.append(_blocks(document, style))
     return "\n".join(parts)
+
+
+def axes(document: dict[str, Any], style: Style) -> str:
+    """Each axis: its name, the models that lie furthest out on either side, and the share it explains."""
+    if not document["directions"]:
+        return "  no axes: the models are equal in every merged tensor"
+    rows = []
+    for k, (name, ratio) in enumerate(zip(axis_names(document), document["explained_variance_ratio"])):
+        ends = sorted((member["multipliers"][k], member["name"]) for member in document["members"])
+        low, high = ("" if value == 0 else f"{model} ({value:+.2f})" for value, model in (ends[0], ends[-1]))
+        number = str(k + 1) if k >= 2 else f"{k + 1} {style.direction(k + 1)}"
+        rows.append([number, name or "", low, high, percent(ratio)])
+    return table(["axis", "name", "lowest model", "highest model", "explains"], rows, style, left=4)
 
 
 def _blocks(document: dict[str, Any], style: Style) -> str:
@@ -186,6 +217,13 @@ def _blocks(document: dict[str, Any], style: Style) -> str:
         for name, block in document["blocks"].items()
     ]
     return table(head, rows, style)
+
+
+def low_rank(counts: dict[str, int]) -> str:
+    """How many tensors of a file are kept as two factors, and of which ranks."""
+    least, largest = counts["least_rank"], counts["largest_rank"]
+    ranks = str(least) if least == largest else f"{least} to {largest}"
+    return f"{counts['tensors']:,} low-rank tensor{'s' * (counts['tensors'] != 1)} (rank {ranks})"
 
 
 def checkpoint(described: dict[str, Any], style: Style) -> str:
@@ -237,9 +275,7 @@ def compare(answer: dict[str, Any], style: Style) -> str:
             distance, near = min((answer["distance"][i][j], j) for j in range(count) if j != i)
             rows.append([names[i], names[near], f"{distance:.4g}", f"{answer['cosine'][i][near]:+.3f}"])
         parts.append(table(["model", "nearest", "distance", "cosine"], rows, style, left=2))
-    for group in answer["duplicates"]:
-        parts.append("  the same weights: " + style.shown(", ".join(group)))
-    return "\n".join(parts)
+    return "\n".join([*parts, *("  " + style.shown(line) for line in in_words(answer))])
 
 
 def recover(answer: dict[str, Any], style: Style) -> str:
@@ -259,3 +295,18 @@ def recover(answer: dict[str, Any], style: Style) -> str:
         parts.append(table(head, rows, style))
     parts.append(f"  not explained: {percent(answer['residual'])}{style.dot}rms per element {answer['rms']:.3g}")
     return "\n".join(parts)
+
+
+def lora(name: str, report: dict[str, Any], style: Style) -> str:
+    """How good a LoRA is: its error, the worst layer, the blocks, and what no LoRA of this kind carries."""
+    least, most = report["rank"]["least"], report["rank"]["most"]
+    rank = f"rank {most}" if least == most else f"ranks {least} to {most}"
+    head = [name, f"{report['tensors']} layers", rank, f"{report['format']} names", size(report["bytes"])]
+    error, worst, lost = report["relative_error"], report["worst"], report["not_carried"]
+    lines = ["  " + style.bold(style.shown(style.dot.join(head)))]
+    lines.append(f"  misses {percent(error)} of these layers' difference (in norm; {percent(report['relative_error_unrounded'])} before rounding)")
+    lines.append(f"  worst: {style.shown(worst['tensor'])}, {percent(worst['relative_error'])}")
+    if lost["tensors"]:
+        lines.append(f"  not carried: {lost['tensors']} tensors (norms, biases, embeddings …), {percent(lost['share'])} of the squared difference")
+    rows = [[block, percent(entry["share"]), percent(entry["relative_error"])] for block, entry in report["blocks"].items()]
+    return "\n".join([*lines, "", table(["block", "share", "misses"], rows, style)])

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import hypermerge_ext as hm
 import oracle
@@ -75,6 +76,80 @@ def test_fused_is_within_the_stated_tolerance(model, layout):
         live.set(*AT)
         for name, item in blended(path, AT, dtype).items():
             assert steps_apart(from_torch(state[name]), item, float(np.abs(item.f64()).max())) <= 2.0, (name, dtype)
+
+
+class Operations(TorchDispatchMode):
+    """Notes the names of torch's operations but for views, and the devices of what they take and give."""
+
+    def __init__(self):
+        super().__init__()
+        self.names, self.devices = [], set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        found = function(*args, **(kwargs or {}))
+        if not function.is_view:
+            self.names.append(function.__name__)
+        self.devices |= {str(item.device) for item in (*args, found) if isinstance(item, torch.Tensor)}
+        return found
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float8_e5m2], ids=str)
+@pytest.mark.parametrize("shape", [(300,), (15, 20)], ids=["row", "matrix"])
+def test_nothing_leaves_the_device_and_nothing_is_allocated_twice(dtype, shape):
+    """On 'meta', where there are no numbers: which operations would run, and where."""
+    blender = device.Blender()
+    out, base = (torch.empty(shape, dtype=dtype, device="meta") for _ in range(2))
+    directions = [torch.empty(shape, dtype=kind, device="meta") for kind in (torch.float32, torch.float16, torch.float32)]
+    with torch.inference_mode():
+        blender.write(out, [(base, 1.0), *((item, 0.5) for item in directions)], 4)  # makes the buffers
+        with Operations() as seen:
+            blender.write(out, [(base, 1.0), *((item, 0.5) for item in directions)], 4)
+    assert seen.devices == {"meta"}
+    copy, into, last = ["copy_.default"], ["add.out"], ["copy_.default"]
+    if dtype == torch.float32:
+        last = []
+    elif dtype == torch.float8_e5m2:
+        last = ["clamp_.default", "copy_.default"]
+    assert seen.names == [*copy, *into, *copy, *into, *into, *last]  # the f16 direction goes through a copy as f32
+
+
+def test_what_is_kept_on_the_device_is_read_once(model, monkeypatch):
+    hyper, path = model
+    state = state_of(path, "F16")
+    live = hyper.bind(state, by_torch="exact", in_memory=True, keep_original=True)
+    live.set(*AT)
+    monkeypatch.setattr(device._core, "read_stored", lambda *_: pytest.fail("read the file again"))
+    for at in ((1, 0, -1), AT):
+        live.set(*at)
+    monkeypatch.undo()
+    assert same(state, blended(path, AT, "F16"))
+
+
+def test_a_file_that_breaks_leaves_whole_tensors(tmp_path, monkeypatch):
+    """An error in the middle: every tensor, also one of f32, holds its old numbers or its new ones."""
+    hyper, path = make(tmp_path, 4, 2, "F32")
+    state = state_of(path, "F32")
+    live = hyper.bind(state, by_torch="exact")
+    old, new, read = copies(state), blended(path, [0.5, 2.0], "F32"), device._core.read_stored
+    for step in range(3 * len(state)):
+        left = [step]
+
+        def breaking(*arguments):
+            left[0] -= 1
+            if left[0] < 0:
+                raise hm.Error("the disk is gone")
+            read(*arguments)
+
+        monkeypatch.setattr(device._core, "read_stored", breaking)
+        with pytest.raises(hm.Error, match="the disk is gone"):
+            live.set(0.5, 2.0)
+        monkeypatch.undo()
+        for name, item in new.items():
+            now = from_torch(state[name])
+            assert now.same(item) or now.same(old[name]), (step, name)
+        live.restore()
+    live.set(0.5, 2.0)
+    assert same(state, new)
 
 
 def test_overflow_and_special_numbers():
