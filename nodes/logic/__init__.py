@@ -1,0 +1,1 @@
+"""What the nodes do, without knowing ComfyUI: everything here is tested without it."""
