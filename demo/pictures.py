@@ -86,9 +86,12 @@ class Sheet:
         barbs = [(x1 - 6 * ux + side * 4 * uy, y1 - 6 * uy + side * 4 * ux) for side in (-1, 1)]
         self.line([barbs[0], (x1, y1), barbs[1]], colour, 1.2)
 
+    def finished(self):
+        """The picture in its final size."""
+        return self.image.resize((self.image.width // OVER, self.image.height // OVER), Image.Resampling.BOX)
+
     def save(self, path):
-        size = (self.image.width // OVER, self.image.height // OVER)
-        self.image.resize(size, Image.Resampling.BOX).save(path, optimize=True)
+        self.finished().save(path, optimize=True)
 
 
 def _pieces(text):

@@ -26,6 +26,7 @@ except ImportError as error:
 import drawing
 import pictures
 import sampler
+import slides
 
 VALUES = (-1.0, -0.5, 0.0, 0.5, 1.0)
 SEED = 7
@@ -40,6 +41,7 @@ ROW = drawing.scene(
     y=(0.0, 0.0, 1.0, 0.0, -1.5),
     radius=(10.5, 10.5, 9.5, 10.5, 8.5),
 )
+BRIEF = drawing.scene(("circle", "square", "triangle"), (0.58, 0.02, 0.36), radius=10.5)
 
 
 class DemoError(Exception):
@@ -122,6 +124,38 @@ def draw_models(hyper, files, folder):
     return [sampler.psnr(own, blend) for _, _, own, blend in rows]
 
 
+def draw_walk(hyper, folder):
+    """The animation: both sliders along a path through all eight models."""
+    members = [(member.name, np.array(member.multipliers)) for member in hyper.members]
+    way = slides.walk([at for _, at in members])
+    frames = [blend_samples(hyper, tuple(map(float, at)), CELL, folder) for at in way]
+    slides.animation(OUT / "slide.gif", frames, members, way)
+
+
+def draw_comparison(hyper, files, folder):
+    """Each model beside what three ways to merge make of it; returns the mean errors of the three in weights."""
+    states = [sampler.read(file) for file in files]
+    average = sampler.Model(slides.mixture(states, np.full(len(files), 1 / len(files)))).sample(BRIEF, SEED)
+    gram, rows = np.array(hyper.gram), []
+    for m, (file, member) in enumerate(zip(files, hyper.members)):
+        own = sampler.Model(states[m]).sample(BRIEF, SEED)
+        first, second, share, distance = slides.best_pair(gram, m)
+        pair = sampler.Model(slides.mixture([states[first], states[second]], [share, 1 - share])).sample(BRIEF, SEED)
+        blend = blend_samples(hyper, tuple(member.multipliers), BRIEF, folder)
+        recipe = f"{share:.0%} {files[first].stem}, {1 - share:.0%} {files[second].stem}"
+        ways = ((blend, member.residual, ""), (average, 1.0, ""), (pair, distance / member.norm, recipe))
+        columns = [(made, error, sampler.psnr(own, made), remark) for made, error, remark in ways]
+        rows.append((file.stem, own, columns))
+    slides.comparison_sheet(
+        OUT / "comparison.png",
+        rows,
+        ("hyper-merge at its λ and κ", "average of all eight", "best sum of two others"),
+        "What is left of each model",
+        "Off: distance in weights, as a share of the model's distance from the mean.  dB: how far the pictures agree.",
+    )
+    return np.mean([[error for _, error, _, _ in columns] for _, _, columns in rows], axis=0)
+
+
 def main():
     start = time.monotonic()
     files = model_files()
@@ -137,11 +171,17 @@ def main():
     with tempfile.TemporaryDirectory(prefix="hyper-merge-demo-") as folder:
         slopes = draw_map(hyper, folder)
         alike = draw_models(hyper, files, folder)
+        errors = draw_comparison(hyper, files, folder)
+        draw_walk(hyper, folder)
+    base = HERE / "models" / "base.safetensors"
+    tool("map", hyper_file, "-o", OUT / "map.png", "--project", base)
+    tool("map", hyper_file, "-o", OUT / "map.svg", "--project", base)
     pictures.enlarged(sampler.Model.load(merged).sample(CELL, SEED), 4).save(OUT / "merged.png")
 
     print("Read off the pictures (temperature: cold -1, hot +1; fill: solid -1, hollow +1):")
     print(f"  one step of λ changes temperature by {slopes[0, 0]:+.2f} and fill by {slopes[0, 1]:+.2f}")
     print(f"  one step of κ changes temperature by {slopes[1, 0]:+.2f} and fill by {slopes[1, 1]:+.2f}")
+    print(f"  of what sets a model apart, two sliders miss {errors[0]:.0%}, the best sum of two others {errors[2]:.0%}, the average all of it")
     print(f"  a model's samples and its approximation's agree to {min(alike):.0f} ... {max(alike):.0f} dB")
     print(f"\nMade in {time.monotonic() - start:.0f} s, in demo/out:")
     made = {
@@ -150,6 +190,10 @@ def main():
         "merged.png": "four samples of that checkpoint",
         "grid.png": "what λ and κ do: the map to look at first",
         "models.png": "each of the eight beside its approximation",
+        "comparison.png": "… and beside what other ways to merge make of it",
+        "slide.gif": "both sliders on a walk through all eight models",
+        "map.png": "where the models lie on the plane of the sliders, and what it does not hold",
+        "map.svg": "the same for browsers, light and dark",
     }
     for name, what in made.items():
         size = (OUT / name).stat().st_size
