@@ -31,8 +31,12 @@ spec.loader.exec_module(module)
 """
 
 
+# A Python that was started as ../.venv/bin/python calls itself so; one that is started by its whole name does not.
+PYTHON = os.path.normpath(os.path.abspath(sys.executable))
+
+
 def run(code, *arguments, **more):
-    command = [sys.executable, "-c", code, str(ROOT), *arguments]
+    command = [PYTHON, "-c", code, str(ROOT), *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, **more)
 
 
@@ -63,8 +67,8 @@ def test_without_the_binary_it_says_how_to_get_it(tmp_path):
     )
     done = run(code, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count(f"{sys.executable} -m pip install hyper-merge") == 2
-    assert done.stdout.count(f"{sys.executable} {ROOT / 'install.py'}") == 2
+    assert done.stdout.count(f"{PYTHON} -m pip install hyper-merge") == 2
+    assert done.stdout.count(f"{PYTHON} {ROOT / 'install.py'}") == 2
 
 
 def test_a_package_that_is_too_old_is_said():
