@@ -83,10 +83,11 @@ $(FRONTEND)/.made: $(VENV)/.made
 
 # The neighbour that the benchmark compares with has wishes of its own about versions.
 $(PEERS)/.made: $(VENV)/.made
-	@echo "installing sd-mecha for the benchmark"
+	@echo "installing sd-mecha and mergekit for the benchmark"
 	@$(PYTHON) -m venv --clear $(PEERS)
-	@$(PEERS)/bin/python -m pip --quiet --disable-pip-version-check install -c tests/requirements.txt sd-mecha || \
-	    echo "sd-mecha could not be installed; the benchmark goes without it"
+	@for peer in sd-mecha mergekit; do \
+	    $(PEERS)/bin/python -m pip --quiet --disable-pip-version-check install -c tests/requirements.txt $$peer || \
+	    echo "$$peer could not be installed; the benchmark goes without it"; done
 	@touch $@
 
 # ---- what one wants -------------------------------------------------------------------------------------------------
@@ -120,7 +121,7 @@ test-web: $(VENV)/.package-strict $(VENV)/.tests build/.browser $(FRONTEND)/.mad
 	@$(PYTEST) frontend
 
 bench: $(VENV)/.package $(VENV)/.tests $(PEERS)/.made
-	@$(IN_VENV) bench/run.py --folder $(BENCH_DIR) --peers $(PEERS)/bin/python $(if $(QUICK),--quick)
+	@$(IN_VENV) bench/run.py --folder $(BENCH_DIR) --peers $(PEERS)/bin/python $(if $(QUICK),--quick) $(if $(SDXL),--sdxl)
 
 clean:
 	rm -rf build/lib* build/temp* build/bdist* build/csrc build/.system build/.browser build/.fuzzer build/screenshots *.egg-info .pytest_cache .hypothesis demo/out

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 
 def is_merged(name: str, dtype: str) -> bool:
-    """Which tensors of an SD1.5 checkpoint take part by default: all but the VAE and the integers."""
+    """Which tensors of an SD1.5 or SDXL checkpoint take part by default: all but the VAE and the integers."""
     return not name.startswith("first_stage_model.") and not dtype.startswith("I")
 
 

@@ -1,10 +1,11 @@
-"""Checkpoints of true SD1.5 size for the benchmark: fine-tunes of one base along shared directions.
+"""Checkpoints of true size for the benchmark: fine-tunes of one base along shared directions.
 
-    python bench/models.py FOLDER [--count 8] [--divide 1] [--dtype fp16|bf16] [--delta 0.03]
+    python bench/models.py FOLDER [--shapes sd15|sdxl] [--count 8] [--divide 1] [--dtype fp16|bf16] [--delta 0.03]
 
 Model m is  W + delta · |W| · (Σ_k a_mk w_k D_k + noise):  five directions with falling weights w hold three quarters of
-the difference, noise of its own the rest, so the spectrum looks like that of real families.  Names and shapes are those
-of tests/golden/sd15.json.gz (1131 tensors, 2.13 GB in fp16); --divide cuts the first dimension of every shape.
+the difference, noise of its own the rest, so the spectrum looks like that of real families.  Names and shapes are
+those of tests/golden (SD1.5: 1131 tensors, 2.13 GB in fp16; SDXL: 2531 and 6.94 GB); --divide cuts the first dimension
+of every shape.
 Everything is drawn tile by tile, so it takes little memory; files that are there already are kept.
 """
 
@@ -23,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
-SHAPES = Path(__file__).resolve().parent.parent / "tests" / "golden" / "sd15.json.gz"
+GOLDEN = Path(__file__).resolve().parent.parent / "tests" / "golden"
 TILE = 1 << 19  # numbers drawn at a time
 DIRECTIONS = 5
 DECAY = 0.6
@@ -32,9 +33,9 @@ SEED = 1
 NAMES = {"fp16": "F16", "bf16": "BF16"}
 
 
-def tensors(divide: int) -> dict[str, tuple[tuple[int, ...], str]]:
+def tensors(shapes: str, divide: int) -> dict[str, tuple[tuple[int, ...], str]]:
     """Name → (shape, dtype of the golden list), the integers first and the names in order, as saved files have them."""
-    with gzip.open(SHAPES, "rt", encoding="utf-8") as file:
+    with gzip.open(GOLDEN / f"{shapes}.json.gz", "rt", encoding="utf-8") as file:
         listed = json.load(file)
     cut = {}
     for name, (shape, dtype) in listed.items():
@@ -44,11 +45,11 @@ def tensors(divide: int) -> dict[str, tuple[tuple[int, ...], str]]:
     return dict(sorted(cut.items(), key=lambda item: (item[1][1] != "int64", item[0])))
 
 
-def layout(divide: int, dtype: str) -> tuple[bytes, dict[str, tuple[int, int]]]:
+def layout(shapes: str, divide: int, dtype: str) -> tuple[bytes, dict[str, tuple[int, int]]]:
     """The file's header, and for each tensor where its data begins in the file and how many numbers it has."""
     table: dict[str, object] = {"__metadata__": {"format": "pt"}}
     places, at = {}, 0
-    for name, (shape, kind) in tensors(divide).items():
+    for name, (shape, kind) in tensors(shapes, divide).items():
         elements = prod(shape)
         size = elements * (8 if kind == "int64" else 2)
         table[name] = {
@@ -97,15 +98,15 @@ def tile_of_models(
     return models
 
 
-def write(folder: Path, count: int, divide: int, dtype: str, delta: float) -> None:
+def write(folder: Path, shapes: str, count: int, divide: int, dtype: str, delta: float) -> None:
     """Writes model-1 … model-count.  They get their names when all are complete."""
-    header, places = layout(divide, dtype)
-    shapes = tensors(divide)
+    header, places = layout(shapes, divide, dtype)
+    listed = tensors(shapes, divide)
     mix = mixing(count)
     encode = to_bf16 if dtype == "bf16" else (lambda x: x.astype(np.float16))
     work = []
     for name, (offset, elements) in places.items():
-        shape, kind = shapes[name]
+        shape, kind = listed[name]
         if kind == "int64":
             continue
         # Matrices as they are initialised; the scales of norms lie about 1.
@@ -120,7 +121,7 @@ def write(folder: Path, count: int, divide: int, dtype: str, delta: float) -> No
     for fd in files:
         os.pwrite(fd, header, 0)
         for name, (offset, elements) in places.items():
-            if shapes[name][1] == "int64":
+            if listed[name][1] == "int64":
                 os.pwrite(fd, np.arange(elements, dtype=np.int64).tobytes(), offset)
 
     def one(index: int) -> None:
@@ -141,12 +142,14 @@ def write(folder: Path, count: int, divide: int, dtype: str, delta: float) -> No
         part.rename(part.with_suffix(""))
 
 
-def make(folder: Path, count: int, divide: int, dtype: str, delta: float) -> list[Path]:
+def make(folder: Path, shapes: str, count: int, divide: int, dtype: str, delta: float) -> list[Path]:
     """The files, written unless the same ones are there; exits with a sentence when the disk has no room for them."""
-    told = json.dumps({"count": count, "divide": divide, "dtype": dtype, "delta": delta, "seed": SEED})
+    told = json.dumps(
+        {"shapes": shapes, "count": count, "divide": divide, "dtype": dtype, "delta": delta, "seed": SEED}
+    )
     note = folder / "set.json"
     files = [folder / f"model-{m + 1}.safetensors" for m in range(count)]
-    header, places = layout(divide, dtype)
+    header, places = layout(shapes, divide, dtype)
     size = max(offset + elements * 2 for offset, elements in places.values())
     if note.exists() and note.read_text() == told and all(f.exists() and f.stat().st_size == size for f in files):
         return files
@@ -157,7 +160,7 @@ def make(folder: Path, count: int, divide: int, dtype: str, delta: float) -> lis
     if free < count * size * 1.02:
         need = count * size / 1e9
         sys.exit(f"bench: {folder} has {free / 1e9:.1f} GB free, the models need {need:.1f} GB; set BENCH_DIR")
-    write(folder, count, divide, dtype, delta)
+    write(folder, shapes, count, divide, dtype, delta)
     note.write_text(told)
     return files
 
@@ -165,12 +168,13 @@ def make(folder: Path, count: int, divide: int, dtype: str, delta: float) -> lis
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--shapes", choices=("sd15", "sdxl"), default="sd15")
     parser.add_argument("--count", type=int, default=8)
     parser.add_argument("--divide", type=int, default=1, help="cut the first dimension of every shape by this")
     parser.add_argument("--dtype", choices=tuple(NAMES), default="fp16")
     parser.add_argument("--delta", type=float, default=0.03, help="|Δ| / |W|")
     args = parser.parse_args()
-    make(args.folder, args.count, args.divide, args.dtype, args.delta)
+    make(args.folder, args.shapes, args.count, args.divide, args.dtype, args.delta)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,17 @@
 """What one would do without hyper-merge; each prints JSON with the seconds that its work took, imports not counted.
 
     python bench/peers.py torch MODEL…              stack all weights in f32, centre, multiply, eigvalsh
-    python bench/peers.py sd-mecha OUT MODEL…       n_average to an fp16 file
+    python bench/peers.py sd-mecha FOLDER MODEL…    n_average to an fp16 file in FOLDER
+    python bench/peers.py mergekit FOLDER MODEL…    the same with mergekit-pytorch's linear merge
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
+from pathlib import Path
 
 
 def torch_eigenvalues(paths: list[str]) -> dict[str, object]:
@@ -35,13 +38,26 @@ def torch_eigenvalues(paths: list[str]) -> dict[str, object]:
     return {"seconds": time.monotonic() - begun, "spectrum": values.tolist()}
 
 
-def mecha_average(out: str, paths: list[str]) -> dict[str, object]:
+def mecha_average(folder: Path, paths: list[str]) -> dict[str, object]:
     import sd_mecha
     import torch
 
     begun = time.monotonic()
     models = [sd_mecha.model(path, config="sd1-ldm") for path in paths]
+    out = folder / "average.safetensors"
     sd_mecha.merge(sd_mecha.n_average(*models), output=out, output_dtype=torch.float16, tqdm=_Silent)
+    return {"seconds": time.monotonic() - begun}
+
+
+def mergekit_average(folder: Path, paths: list[str]) -> dict[str, object]:
+    from mergekit.scripts.merge_raw_pytorch import main as merge
+
+    begun = time.monotonic()
+    models = [{"model": path, "parameters": {"weight": 1.0}} for path in paths]
+    config = folder / "config.yml"  # JSON is YAML
+    config.write_text(json.dumps({"merge_method": "linear", "models": models, "dtype": "float16"}), encoding="utf-8")
+    with contextlib.redirect_stdout(sys.stderr):
+        merge([str(config), str(folder), "--quiet"], standalone_mode=False)
     return {"seconds": time.monotonic() - begun}
 
 
@@ -66,7 +82,12 @@ class _Silent:
 
 def main() -> None:
     what, *paths = sys.argv[1:]
-    result = torch_eigenvalues(paths) if what == "torch" else mecha_average(paths[0], paths[1:])
+    if what == "torch":
+        result = torch_eigenvalues(paths)
+    else:
+        folder = Path(paths[0])
+        folder.mkdir(exist_ok=True)
+        result = {"sd-mecha": mecha_average, "mergekit": mergekit_average}[what](folder, paths[1:])
     json.dump(result, sys.stdout)
 
 

@@ -1,10 +1,11 @@
 """The benchmark: hyper-merge beside what the machine and other tools give, as ratios.
 
-    make bench [QUICK=1] [BENCH_DIR=…]      (python bench/run.py --folder … [--quick])
+    make bench [QUICK=1] [SDXL=1] [BENCH_DIR=…]      (python bench/run.py --folder … [--quick] [--sdxl])
 
 Every ratio comes from runs that took turns (who begins changes from round to round), the medians divided; seconds are
 those of whole processes, start included.  "Cold" files were dropped from the page cache, and that was checked.  The
 raw figures beside are what raw_io.c gets for the same bytes.  The table goes to stdout and build/bench/results.md.
+--sdxl measures three checkpoints of SDXL's size instead, in one round (41 GB of disk), the memory above all.
 """
 
 from __future__ import annotations
@@ -65,13 +66,15 @@ class Bench:
 
     # ---- the parts of a measurement ------------------------------------------------------------------------------
 
-    def models(self, name: str, divide: int, dtype: str = "fp16", delta: float = 0.03) -> list[Path]:
-        """The eight files of a set, made where they are missing."""
+    def models(
+        self, name: str, divide: int, dtype: str = "fp16", delta: float = 0.03, shapes: str = "sd15", count: int = 8
+    ) -> list[Path]:
+        """The files of a set, made where they are missing."""
         folder = self.folder / name
         say(f"models: {folder}")
-        options = ["--divide", str(divide), "--dtype", dtype, "--delta", str(delta)]
-        subprocess.run([sys.executable, HERE / "models.py", folder, *options], check=True)
-        return [folder / f"model-{m + 1}.safetensors" for m in range(8)]
+        options = ["--shapes", shapes, "--count", str(count), "--divide", str(divide), "--dtype", dtype]
+        subprocess.run([sys.executable, HERE / "models.py", folder, *options, "--delta", str(delta)], check=True)
+        return [folder / f"model-{m + 1}.safetensors" for m in range(count)]
 
     def tool(self, *words: str | Path) -> Done:
         """The command line, as a user starts it."""
@@ -179,7 +182,8 @@ class Bench:
             (", stretch 1.8 ×" if warm else "") + f" (its own account: {said[0]})",
         )
 
-    def solve_and_merge(self, files: list[Path]) -> None:
+    def solve_and_merge(self, files: list[Path], directions: int = 2) -> None:
+        """`directions` is what the disk has room for."""
         hyper, merged = self.out / "family.hyper.safetensors", self.out / "merged.safetensors"
         twice = [(file, *extent) for file in files for extent in extents(file)] * 2
         copied = [(files[0], *extent) for extent in extents(files[0], lambda *of: not is_merged(*of))]
@@ -187,7 +191,7 @@ class Bench:
         def solve() -> float:
             self.evict(files)
             hyper.unlink(missing_ok=True)
-            done = self.tool("solve", *files, "-o", hyper)
+            done = self.tool("solve", *files, "--directions", str(directions), "-o", hyper)
             self.peak("solve", len(files), done)
             return done.seconds
 
@@ -198,7 +202,7 @@ class Bench:
         def merge() -> float:
             self.evict([hyper])
             merged.unlink(missing_ok=True)
-            done = self.tool("merge", hyper, "--at", "0.4,-0.2", "-o", merged)
+            done = self.tool("merge", hyper, "--at", ",".join(("0.4", "-0.2")[:directions]), "-o", merged)
             self.peak("merge", len(files), done)
             return done.seconds
 
@@ -213,7 +217,12 @@ class Bench:
         self.ratio("`solve` to a file, cold, against 2 reads and 1 write", solving, raw_solving, touched, 1.3)
         touched = hyper.stat().st_size + merged.stat().st_size
         self.ratio("`merge` to a file, cold, against 1 read and 1 write", merging, raw_merging, touched, 1.3)
+        hyper.unlink()
+        merged.unlink()
 
+    def memory_of_few_and_many(self, files: list[Path]) -> None:
+        """After the measurements of all files: the same with half of them must take as much."""
+        hyper, merged = self.out / "family.hyper.safetensors", self.out / "merged.safetensors"
         four = files[:4]
         self.evict(four)  # reading past the page cache takes other buffers, so both must do it
         self.peak("compare", 4, self.tool("compare", "--json", *four))
@@ -232,6 +241,16 @@ class Bench:
         hyper.unlink()
         merged.unlink()
 
+    def sdxl(self) -> None:
+        """Once: what matters at this size is that it runs at all on a small machine."""
+        self.rounds = 1
+        files = self.models("sdxl", 16 if self.quick else 1, shapes="sdxl", count=3)
+        self.compare(files, warm=False)
+        self.solve_and_merge(files, directions=1)
+        peaks = " · ".join(f"{self.peaks[command, 3] / MIB:.0f}" for command in ("compare", "solve", "merge"))
+        most = max(self.peaks.values())
+        self.row("peak memory, `compare` · `solve` · `merge`", f"**{peaks} MiB**", "≤ 400 MiB", most <= 400 * MIB)
+
     def neighbours(self) -> None:
         files = self.models("slice", 64 if self.quick else 16)
         self.warm(files)
@@ -245,12 +264,14 @@ class Bench:
 
             return run
 
+        def inside(key: str) -> str:
+            return f"without imports {json.loads(last[key].out)['seconds']:.1f} s"
+
         def beside(name: str, against: str, ours: list[float], theirs: list[float], key: str, more: str) -> None:
-            inside = json.loads(last[key].out)["seconds"]
             slow, fast = statistics.median(theirs), statistics.median(ours)
             self.row(
                 f"beside: {name}, {size / 1e9:.1f} GB warm, against `{against}`",
-                f"**{slow / fast:.1f} ×** the time ({slow:.1f} s, without imports {inside:.1f}, against {fast:.2f} s), "
+                f"**{slow / fast:.1f} ×** the time ({slow:.1f} s against {fast:.2f} s; {inside(key)}), "
                 f"{last[key].peak / last['ours'].peak:.1f} × the memory ({last[key].peak / MIB:.0f} MiB){more}",
             )
 
@@ -264,21 +285,25 @@ class Bench:
         error = max(abs(a - b) for a, b in zip(found, self.expected, strict=True)) / self.expected[0]
         beside("torch stack + eigh", "compare", ours, theirs, "torch", f"; its error: {error:.1e} · σ₁²")
 
-        out = self.out / "average.safetensors"
-        try:
-            Done([self.peers or "", "-c", "import sd_mecha"], self.out)
-        except (OSError, RuntimeError):
-            self.row("beside: sd-mecha n_average", "not run: sd-mecha is not installed")
-            return
-        say("beside: solve | sd-mecha")
         hyper = self.out / "family.hyper.safetensors"
-        ours, theirs = self.turns(
-            child("ours", *module, "solve", *files, "-o", hyper),
-            child("mecha", self.peers, HERE / "peers.py", "sd-mecha", out, *files),
-        )
-        beside("sd-mecha n_average to a file", "solve", ours, theirs, "mecha", "")
-        out.unlink()
-        hyper.unlink()
+        for name, package, what in (
+            ("sd-mecha", "sd_mecha", "n_average to a file"),
+            ("mergekit", "mergekit", "linear (mergekit-pytorch) to a file"),
+        ):
+            try:
+                Done([self.peers or "", "-c", f"import {package}"], self.out)
+            except (OSError, RuntimeError):
+                self.row(f"beside: {name} {what}", f"not run: {name} is not installed")
+                continue
+            say(f"beside: solve | {name}")
+            out = self.out / f"{name}-out"
+            ours, theirs = self.turns(
+                child("ours", *module, "solve", *files, "-o", hyper),
+                child(name, self.peers, HERE / "peers.py", name, out, *files),
+            )
+            beside(f"{name} {what}", "solve", ours, theirs, name, "")
+            hyper.unlink()
+            shutil.rmtree(out)
 
     def report(self) -> str:
         small = " Small files: only to try the benchmark." if self.quick else ""
@@ -314,24 +339,34 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def everything(bench: Bench) -> None:
+    """All measurements at SD1.5 size."""
+    bench.eigenvalues()
+    files = bench.models("quick" if bench.quick else "full", 16 if bench.quick else 1)
+    size = sum(file.stat().st_size for file in files)
+    room = shutil.disk_usage(bench.folder).free
+    if room < 1.2 * size:
+        sys.exit(f"bench: {room / 1e9:.1f} GB free in {bench.folder}, {1.2 * size / 1e9:.1f} needed; set BENCH_DIR")
+    bench.compare(files, warm=False)
+    bench.compare(files if memory("MemAvailable") > 1.3 * size + 2**31 else files[:4], warm=True)
+    bench.solve_and_merge(files)
+    bench.memory_of_few_and_many(files)
+    bench.neighbours()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, required=True, help="where the models and the outputs go")
-    parser.add_argument("--peers", type=Path, help="an interpreter that has sd-mecha")
+    parser.add_argument("--peers", type=Path, help="an interpreter that has sd-mecha and mergekit")
     parser.add_argument("--quick", action="store_true", help="small files")
+    parser.add_argument("--sdxl", action="store_true", help="three checkpoints of SDXL's size, one round")
     args = parser.parse_args()
     bench = Bench(args.folder, args.peers, args.quick)
     try:
-        bench.eigenvalues()
-        files = bench.models("quick" if args.quick else "full", 16 if args.quick else 1)
-        size = sum(file.stat().st_size for file in files)
-        room = shutil.disk_usage(bench.folder).free
-        if room < 1.2 * size:
-            sys.exit(f"bench: {room / 1e9:.1f} GB free in {bench.folder}, {1.2 * size / 1e9:.1f} needed; set BENCH_DIR")
-        bench.compare(files, warm=False)
-        bench.compare(files if memory("MemAvailable") > 1.3 * size + 2**31 else files[:4], warm=True)
-        bench.solve_and_merge(files)
-        bench.neighbours()
+        if args.sdxl:
+            bench.sdxl()
+        else:
+            everything(bench)
     except RuntimeError as error:
         sys.exit(f"bench: {error}")
     finally:

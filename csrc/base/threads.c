@@ -8,6 +8,8 @@
 #include "base/memory.h"
 
 #define TICK_NANOSECONDS 50000000L
+/* What the system gives otherwise is `ulimit -s`: with a large one and a limit on the address space nothing else has room. */
+#define STACK_BYTES ((size_t)2 << 20)
 
 struct crew {
     void (*body)(void *arg, unsigned worker);
@@ -70,13 +72,16 @@ hm_status hm_crew_run(unsigned workers, void (*body)(void *arg, unsigned worker)
     pthread_cond_init(&crew.done, &clock);
     pthread_condattr_destroy(&clock);
 
+    pthread_attr_t small;
+    pthread_attr_init(&small);
+    pthread_attr_setstacksize(&small, STACK_BYTES);
     unsigned started = 0;
     while (started < workers) {
         members[started] = (struct member){.crew = &crew, .number = started};
         pthread_mutex_lock(&crew.lock);
         crew.running++;
         pthread_mutex_unlock(&crew.lock);
-        if (pthread_create(&members[started].thread, NULL, run_member, &members[started]) != 0) {
+        if (pthread_create(&members[started].thread, &small, run_member, &members[started]) != 0) {
             pthread_mutex_lock(&crew.lock);
             crew.running--;
             pthread_mutex_unlock(&crew.lock);
@@ -84,6 +89,7 @@ hm_status hm_crew_run(unsigned workers, void (*body)(void *arg, unsigned worker)
         }
         started++;
     }
+    pthread_attr_destroy(&small);
     if (started == 0)
         body(arg, 0);
     else

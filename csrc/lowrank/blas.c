@@ -119,7 +119,7 @@ static const hm_blas calls = {gemm, syrk, gemm_f64, syrk_f64, trsm_f64, potrf_f6
 /* What it takes of the address space: itself with the Fortran library, and for every thread that it starts (one per CPU)
  * and every one that calls it a buffer.  Where it does not get one it spins for ever or ends the process. */
 #define LIBRARY_BYTES ((uint64_t)96 << 20)
-#define BUFFER_BYTES ((uint64_t)136 << 20) /* 128 MiB and a stack */
+#define BUFFER_BYTES ((uint64_t)128 << 20) /* and a stack */
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* of all that follows */
 static void *library;
@@ -127,9 +127,21 @@ static char *given; /* hm_blas_library */
 static unsigned users;
 static int threads_before;
 
+/* What a thread gets that asks for nothing: `ulimit -s`. */
+static uint64_t stack_bytes(void)
+{
+    pthread_attr_t usual;
+    size_t bytes = (size_t)8 << 20;
+    pthread_attr_init(&usual);
+    pthread_attr_getstacksize(&usual, &bytes);
+    pthread_attr_destroy(&usual);
+    return bytes;
+}
+
 static hm_status check_room(hm_error *err)
 {
-    uint64_t needed = LIBRARY_BYTES + (2 * (uint64_t)hm_cpu_count() + 1) * BUFFER_BYTES, left = hm_address_space_left();
+    uint64_t threads = 2 * (uint64_t)hm_cpu_count() + 1, needed = LIBRARY_BYTES + threads * (BUFFER_BYTES + stack_bytes());
+    uint64_t left = hm_address_space_left();
     if (left >= needed) return HM_OK;
     return hm_fail(err, HM_ERR_MEMORY, NULL, NULL,
                    "OpenBLAS, which low-rank directions and LoRAs need, takes up to %llu MiB of address space and this "
