@@ -507,6 +507,21 @@ def test_a_linked_base_is_found_beside_the_file_or_in_folders_and_only_if_it_is_
     hm.load(path, folders=[elsewhere]).merge([0.5], tmp_path / "folder.safetensors")
 
 
+def test_directions_of_unlike_shapes_are_refused_even_where_the_base_is_not_found(tmp_path):
+    """Without the base they can only be compared with one another; they were not."""
+    models = family(4, seed=39, dtypes="F16")
+    paths = save(tmp_path, models)
+    solve_and_save(tmp_path, models, paths=paths[1:], base=paths[0])
+    path, name = tmp_path / "x.hyper.safetensors", "model.diffusion_model.input_blocks.1.1.proj.weight"
+    paths[0].unlink()
+    with safetensors.safe_open(path, "np") as file:
+        held, metadata = {key: file.get_tensor(key) for key in file.keys()}, file.metadata()
+    held[f"hypermerge.direction.2.{name}"] = held[f"hypermerge.direction.2.{name}"].T.copy()
+    safetensors.numpy.save_file(held, path, metadata)
+    with pytest.raises(hm.FormatError, match=f"direction.2.{name}.*shape of the first direction"):
+        hm.load(path)
+
+
 def test_base_none_stores_no_base(tmp_path):
     models = family(3, seed=38, dtypes="F16")
     file = solve_and_save(tmp_path, models, base="none", directions=3)

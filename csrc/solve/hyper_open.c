@@ -240,10 +240,12 @@ static hm_status check_parts(const hm_hyper *hyper, hm_error *err)
         if (k > 0 && !has_all_directions(hyper, of))
             return hm_fail(err, HM_ERR_FORMAT, file, of, "does not have all %zu directions", hyper->solution.directions);
         moving += k > 0 ? 1 : 0;
-        if (hyper->base == HM_BASE_NONE) {
-            const hm_tensor_info *first = &hyper->file->header.tensors[k > 0 ? hm_part_index(hyper, 1, of) : i];
+        if (k > 0) { /* of a base that is absent or not found nothing else is known */
+            const hm_tensor_info *first = &hyper->file->header.tensors[hm_part_index(hyper, 1, of)];
             if (first->ndim != part->ndim || memcmp(first->shape, part->shape, first->ndim * sizeof *first->shape) != 0)
                 return hm_fail(err, HM_ERR_FORMAT, file, part->name, "does not have the shape of the first direction");
+        }
+        if (hyper->base == HM_BASE_NONE) {
             if (k == 0 || hm_source_find(hyper->file, of) != NULL)
                 return hm_fail(err, HM_ERR_FORMAT, file, of, "has a base value in a hyper-model without base");
             continue;
