@@ -5,6 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 PEERS := build/peers
 FRONTEND := build/frontend
+GRADIO := build/gradio
 BENCH_DIR ?= build/bench
 JOBS ?= $(shell nproc 2>/dev/null || echo 1)
 
@@ -21,7 +22,7 @@ help:
 	@echo 'make demo      merge the eight small models of demo/ and look at what the directions do (demo/out)'
 	@echo 'make test      all tests, as CI runs them: the C core under sanitizers, then pytest'
 	@echo 'make test-c    only the C core    make test-py   only pytest    make lint   only clang'"'"'s warnings'
-	@echo 'make test-web  only the browser side, in ComfyUI'"'"'s own frontend; screenshots in build/screenshots'
+	@echo 'make test-web  only the browser side, in the hosts'"'"' own frontends; screenshots in build/screenshots'
 	@echo 'make bench     ratios against the disk and other tools; 40 GB in BENCH_DIR (build/bench); QUICK=1 for 3 GB'
 	@echo 'make install   the package in .venv, and no more: .venv/bin/hyper-merge'
 	@echo 'make clean     remove what was built    make distclean   .venv and the benchmark files too'
@@ -81,6 +82,18 @@ $(FRONTEND)/.made: $(VENV)/.made
 	    $(PIP) --no-deps --target $(FRONTEND)/newest comfyui-frontend-package; then touch $@; \
 	    else echo "no comfyui-frontend-package: no tests in ComfyUI's frontend"; fi
 
+# Automatic1111 and Forge pin a Gradio each, neither of which runs on a Python newer than 3.12.
+GRADIO_PINS := $(wildcard tests/webui/page/gradio-*.txt)
+$(GRADIO)/.made: $(VENV)/.made $(GRADIO_PINS)
+	@echo "installing Gradio as Automatic1111 and Forge pin it, for the tests of their pages"
+	@rm -rf $(GRADIO) && mkdir -p $(GRADIO)
+	@if $(IN_VENV) -c 'import sys; sys.exit(sys.version_info > (3, 13))'; then \
+	    for pins in $(GRADIO_PINS); do version=$${pins##*/gradio-}; to=$(GRADIO)/$${version%.txt}; \
+	    { $(PYTHON) -m venv $$to && $$to/bin/python -m pip --quiet --disable-pip-version-check install -r $$pins; } || \
+	    { rm -rf $$to; echo "no Gradio $${version%.txt}: no tests of its pages"; }; done; \
+	    else echo "these versions of Gradio want Python 3.12 or older: no tests of their pages"; fi
+	@touch $@
+
 # The neighbour that the benchmark compares with has wishes of its own about versions.
 $(PEERS)/.made: $(VENV)/.made
 	@echo "installing sd-mecha and mergekit for the benchmark"
@@ -114,11 +127,11 @@ lint: build/.system
 # start would find the sources of the package before the installed package.
 PYTEST = cd tests && ../$(IN_VENV) ../$(VENV)/bin/pytest --import-mode=importlib --strict-markers -ra $(PYTEST_ARGS)
 
-test-py: $(VENV)/.package-strict $(VENV)/.tests build/.browser $(FRONTEND)/.made
+test-py: $(VENV)/.package-strict $(VENV)/.tests build/.browser $(FRONTEND)/.made $(GRADIO)/.made
 	@$(PYTEST) .
 
-test-web: $(VENV)/.package-strict $(VENV)/.tests build/.browser $(FRONTEND)/.made
-	@$(PYTEST) frontend
+test-web: $(VENV)/.package-strict $(VENV)/.tests build/.browser $(FRONTEND)/.made $(GRADIO)/.made
+	@$(PYTEST) frontend webui/page
 
 bench: $(VENV)/.package $(VENV)/.tests $(PEERS)/.made
 	@$(IN_VENV) bench/run.py --folder $(BENCH_DIR) --peers $(PEERS)/bin/python $(if $(QUICK),--quick) $(if $(SDXL),--sdxl)

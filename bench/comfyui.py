@@ -193,7 +193,7 @@ def main() -> None:
         make_mini(folder)
     else:
         sys.path.insert(0, str(ROOT / "bench"))
-        importlib.import_module("models").make(folder, COUNT, 1, "fp16", 0.03)
+        importlib.import_module("models").make(folder, "sd15", COUNT, 1, "fp16", 0.03)
     found = in_comfyui("moves", folder, "--rounds", str(args.rounds))
     stock = statistics.median(found[WAYS[0]]["wall"])
     print(

@@ -168,10 +168,27 @@ typedef struct hm_solve_options {
     hm_selection selection;
     unsigned carrier;       /* which input gives the tensors that are not merged (with HM_BASE_FILE the base does) */
     hm_dtype dtype;         /* of the merged tensors when saved; HM_DTYPE_KEEP */
+    /* Hyper-LoRAs: direction k + 1 has at most the rank ranks[k] in every tensor (norms, biases, and what factors would not
+     * make smaller stay whole), and rank_count is K.  Found by passes over the inputs until the loss hardly falls; progress
+     * begins anew with each.  They stay in memory beside the budget, as they will be stored.  project, merge and lora need
+     * the saved file.  In the document: method "hyper-lora", "ranks", "losses" (after the LoRAs of each pass, and at last with
+     * the final multipliers: never rising), "direction_gram" (⟨D_j, D_k⟩: they need not be orthogonal); explained_k is
+     * Σ_m w_m c_mk ⟨ΔW_m, D_k⟩ / total, and these sum to 1 − loss / total. */
+    const unsigned *ranks;
+    size_t rank_count;      /* 0: no limit */
+    /* Called on the calling thread after each of these passes (from 1) with the loss so far; may be NULL.  Non-zero cancels. */
+    int (*pass)(void *user, size_t number, double loss, double total);
+    void *pass_user;
 } hm_solve_options;
 
 typedef struct hm_hyper hm_hyper; /* reference counted: a solved or an opened hyper-model */
 
+/* Inputs may be LoRA files (names of kohya, diffusers and PEFT, ComfyUI; ranks may differ; alpha; LoCon; .diff and .diff_b),
+ * with HM_BASE_FILE, the checkpoint that they are for: each stands for that base with the LoRA at strength 1.  LoRAs alone also
+ * go with HM_BASE_NONE: they are then taken as what they add, tensors have the names of their layers, and no checkpoint can be
+ * made.  Tensors for which all inputs are LoRAs are never multiplied out: inner products are those of the factors, and what
+ * hm_hyper_save stores are the factors of all inputs side by side, where that is smaller than the numbers.  Another suffix
+ * (LoHa, LoKr, DoRA …), a layer that the base lacks or has in another shape: HM_ERR_MISMATCH. */
 /* Measures the Gram matrix (one read of every input) and finds the directions.  Nothing is written; the result keeps
  * the sources and knows its multipliers, residuals and loss: hm_hyper_document.
  * HM_ERR_MISMATCH for inputs that do not go together or that hold NaN or Inf. */
@@ -240,7 +257,8 @@ typedef struct hm_merge_options {
  * sum each rounded to f32, c_k = 0 skipped; one rounding to nearest even at the end: the same bytes on every CPU. */
 hm_status hm_hyper_merge(hm_hyper *hyper, const char *path, const hm_merge_options *options, hm_job *job, hm_error *err);
 
-/* Coordinates of a model that was not merged: the c that minimises ‖X − B − Σ c_k D_k‖, and the relative residual.
+/* Coordinates of a model that was not merged: the c that minimises ‖X − B − Σ c_k D_k‖, and the relative residual.  A LoRA
+ * file stands for the base with it.
  * JSON {"name","multipliers":[K],"residual","norm"}.  One read of X and of the hyper-model. */
 hm_status hm_hyper_project(hm_hyper *hyper, hm_source *x, char **out_json, hm_job *job, hm_error *err);
 
@@ -337,7 +355,9 @@ typedef struct hm_lora_options {
  * rank, so that strength 1 is `at`.  One direction: `at` with a single 1.  Whole tensors are read one after the other and
  * decomposed side by side; OpenBLAS is loaded.  `out_json` (may be NULL; free with hm_free): {"format","tensors" (layers),
  * "bytes","rank":{"least","most"},"relative_error" (of the layers, as stored),"relative_error_unrounded","worst":{"tensor",
- * "relative_error"},"blocks":{name:{"relative_error","share"}},"not_carried":{"tensors","share"} (what no layer holds)}. */
+ * "relative_error"},"blocks":{name:{"relative_error","share"}},"not_carried":{"tensors","share"} (what no layer holds)}.
+ * Layers that are products of stored factors (or of those of LoRAs) are decomposed by these, exactly where their rank allows;
+ * made of LoRAs without a base, they keep their names and the format is "auto". */
 hm_status hm_hyper_lora(hm_hyper *hyper, const double *at, size_t at_count, const char *path, const hm_lora_options *options,
                         char **out_json, hm_job *job, hm_error *err);
 /* The same of `to` − `from`: what makes `from` with this LoRA most like `to`. */
@@ -346,7 +366,8 @@ hm_status hm_lora_of_pair(hm_source *from, hm_source *to, const char *path, cons
 
 /* ---- questions without an output file -------------------------------------------------------------------------------- */
 
-/* JSON {"models":[name…],"gram","distance","cosine" (M × M each),"norm":[M],"duplicates":[[name…]…],
+/* LoRAs are compared by what they add; not with checkpoints, and without a base only if they name their layers in one way.
+ * JSON {"models":[name…],"gram","distance","cosine" (M × M each),"norm":[M],"duplicates":[[name…]…],
  *  "distance_to_others":[M],"rounding":[M],"notes":[…]}.  gram and cosine are about the mean; distance_to_others is that of
  * each model to the affine hull of the others: how much of it no mixture of them can give; rounding is how far storing it in
  * its types may have moved a model at most. */

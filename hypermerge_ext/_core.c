@@ -128,7 +128,7 @@ static PyMethodDef module_methods[] = {
      "borrow(name, tensors, keepalive) -> Source: tensors in memory, each (name, dtype, shape, strides in elements, "
      "address of element [0, …]); `keepalive` is held as long as the core may read them."},
     {"solve", (PyCFunction)(void (*)(void))core_solve, METH_VARARGS | METH_KEYWORDS,
-     "solve(sources, base, directions, method, weights, carrier, selection, dtype, job) -> Hyper"},
+     "solve(sources, base, directions, method, weights, carrier, selection, dtype, job, ranks=(), on_pass=None) -> Hyper"},
     {"open_hyper", core_open_hyper, METH_VARARGS, "open_hyper(path, folders) -> Hyper: a saved hyper-model."},
     {"stored", core_stored, METH_O,
      "stored(hyper) -> list of (name, shape, rows): what an opened hyper-model says of each tensor; rows is None where "

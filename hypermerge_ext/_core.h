@@ -58,6 +58,9 @@ typedef struct core_call {
     PyThreadState *thread;           /* while the GIL is free */
 } core_call;
 
+/* Between leave and return, on the calling thread: looks for signals and calls a Python callable (NULL: none) with a tuple
+ * made as by Py_BuildValue.  Non-zero: an exception waits, and the job is to be cancelled. */
+int core_call_ask(core_call *call, PyObject *callable, const char *format, ...);
 int core_call_init(core_call *call, PyObject *job); /* 0, or -1 with an exception set */
 void core_call_leave(core_call *call);
 /* 0 when the call succeeded; else -1 with an exception set (also after HM_OK, when the last progress report raised:

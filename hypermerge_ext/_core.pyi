@@ -73,6 +73,8 @@ def solve(
     selection: _Selection,
     dtype: str | None,
     job: _Job,
+    ranks: Sequence[int] = ...,
+    on_pass: Callable[[int, float, float], object] | None = None,
 ) -> Hyper: ...
 def open_hyper(path: str | os.PathLike[str], folders: Sequence[str | os.PathLike[str]], /) -> Hyper: ...
 def lora(

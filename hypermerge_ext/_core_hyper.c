@@ -69,28 +69,69 @@ static int get_method(hm_method *out, const core_state *state, const char *name)
     return 0;
 }
 
+/* What is called after each pass of a search for hyper-LoRAs. */
+typedef struct pass_report {
+    core_call *call;
+    PyObject *callable; /* borrowed, or NULL */
+} pass_report;
+
+static int report_pass(void *user, size_t number, double loss, double total)
+{
+    pass_report *report = user;
+    if (report->callable == NULL) return 0;
+    return core_call_ask(report->call, report->callable, "(ndd)", (Py_ssize_t)number, loss, total);
+}
+
+/* Sequence of whole numbers → ranks. */
+static int get_ranks(core_doubles *doubles, unsigned **out, const core_state *state, PyObject *sequence)
+{
+    if (core_doubles_get(doubles, sequence) < 0) return -1;
+    *out = PyMem_Calloc(doubles->count > 0 ? doubles->count : 1, sizeof **out);
+    if (*out == NULL) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    for (size_t i = 0; i < doubles->count; i++) {
+        double rank = doubles->items[i];
+        if (!(rank >= 1 && rank <= (double)INT32_MAX) || rank != (double)(unsigned)rank) {
+            PyErr_SetString(state->argument_error, "a rank is a whole number from 1");
+            return -1;
+        }
+        (*out)[i] = (unsigned)rank;
+    }
+    return 0;
+}
+
 PyObject *core_solve(PyObject *module, PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"sources", "base",      "directions", "method", "weights",
-                            "carrier", "selection", "dtype",      "job",    NULL};
+                            "carrier", "selection", "dtype",      "job",    "ranks", "on_pass", NULL};
     core_state *state = PyModule_GetState(module);
     PyObject *sequence, *base, *weight_list, *selection_tuple, *dtype, *job, *keep = NULL, *result = NULL;
+    PyObject *rank_list = Py_None, *on_pass = Py_None;
     const char *method;
     hm_solve_options options = {0};
     core_sources sources = {0};
-    core_doubles weights = {0};
+    core_doubles weights = {0}, rank_numbers = {0};
+    unsigned *ranks = NULL;
     core_selection selection = {0};
     core_call call;
     hm_hyper *hyper = NULL;
     hm_error error = {0};
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOIsOIOOO", names, &sequence, &base, &options.directions, &method,
-                                     &weight_list, &options.carrier, &selection_tuple, &dtype, &job))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOIsOIOOO|OO", names, &sequence, &base, &options.directions, &method,
+                                     &weight_list, &options.carrier, &selection_tuple, &dtype, &job, &rank_list,
+                                     &on_pass))
         return NULL;
     if (core_call_init(&call, job) < 0 || get_base(&options, state, base) < 0 ||
         get_method(&options.method, state, method) < 0 || core_dtype_get(&options.dtype, state, dtype) < 0 ||
         core_sources_get(&sources, state, sequence) < 0 || core_doubles_get(&weights, weight_list) < 0 ||
-        core_selection_get(&selection, selection_tuple) < 0)
+        core_selection_get(&selection, selection_tuple) < 0 || get_ranks(&rank_numbers, &ranks, state, rank_list) < 0)
         goto done;
+    pass_report report = {.call = &call, .callable = on_pass != Py_None ? on_pass : NULL};
+    options.ranks = ranks;
+    options.rank_count = rank_numbers.count;
+    options.pass = report_pass;
+    options.pass_user = &report;
     if (weights.count > 0 && weights.count != sources.count) {
         PyErr_Format(state->argument_error, "%zu weights for %zu models; give one for each", weights.count,
                      sources.count);
@@ -110,6 +151,8 @@ done:
     Py_XDECREF(keep);
     core_selection_clear(&selection);
     core_doubles_clear(&weights);
+    core_doubles_clear(&rank_numbers);
+    PyMem_Free(ranks);
     core_sources_clear(&sources);
     return result;
 }

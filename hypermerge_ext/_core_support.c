@@ -116,14 +116,16 @@ PyObject *core_raise(const core_state *state, const hm_error *error)
 
 /* ---- the long call ---------------------------------------------------------------------------------------------- */
 
-static int ask_python(core_call *call, uint64_t done_bytes, uint64_t total_bytes)
+/* Calls `callable`, if there is one, with the values as its arguments; non-zero when an exception waits. */
+static int ask_python(core_call *call, PyObject *callable, const char *format, va_list values)
 {
     PyEval_RestoreThread(call->thread);
     int stop = PyErr_CheckSignals() != 0;
-    if (!stop && call->progress != NULL) {
-        PyObject *answer = PyObject_CallFunction(call->progress, "KK", (unsigned long long)done_bytes,
-                                                 (unsigned long long)total_bytes);
+    if (!stop && callable != NULL) {
+        PyObject *arguments = Py_VaBuildValue(format, values);
+        PyObject *answer = arguments != NULL ? PyObject_CallObject(callable, arguments) : NULL;
         stop = answer == NULL;
+        Py_XDECREF(arguments);
         Py_XDECREF(answer);
     }
     call->thread = PyEval_SaveThread(); /* a pending exception waits in the thread state */
@@ -139,13 +141,22 @@ static void stay(void *nothing)
     for (;;) pause();
 }
 
-static int report_progress(void *user, uint64_t done_bytes, uint64_t total_bytes)
+int core_call_ask(core_call *call, PyObject *callable, const char *format, ...)
 {
     int stop;
+    va_list values;
+    va_start(values, format);
     pthread_cleanup_push(stay, NULL);
-    stop = ask_python(user, done_bytes, total_bytes);
+    stop = ask_python(call, callable, format, values);
     pthread_cleanup_pop(0);
+    va_end(values);
     return stop;
+}
+
+static int report_progress(void *user, uint64_t done_bytes, uint64_t total_bytes)
+{
+    core_call *call = user;
+    return core_call_ask(call, call->progress, "(KK)", (unsigned long long)done_bytes, (unsigned long long)total_bytes);
 }
 
 int core_call_init(core_call *call, PyObject *job)

@@ -57,6 +57,11 @@ def _bytes(text: str) -> int:
     return int(float(found[1]) * _UNITS[found[2] or ""])
 
 
+def _ranks(text: str) -> list[int]:
+    """64,32 → [64, 32]."""
+    return [_count(part) for part in re.split(r"[,\s]+", text.strip())]
+
+
 def _count(text: str) -> int:
     """A whole number from 1."""
     if not text.isdecimal() or int(text) < 1:
@@ -128,9 +133,10 @@ def _parser() -> argparse.ArgumentParser:
     made = command("solve", "find the base and the directions of several models, and write the hyper-model")
     made.add_argument("models", nargs="+", metavar="MODEL")
     made.add_argument("-o", "--output", required=True, metavar="OUT.hyper.safetensors")
-    made.add_argument("--base", default="mean", metavar="mean|none|FILE", help="what differences are taken from (mean)")
+    made.add_argument("--base", metavar="mean|none|FILE", help="what differences are taken from (mean); LoRAs need FILE")
     made.add_argument("--directions", type=_count, metavar="K", help="how many (2, or fewer if the models span less)")
     made.add_argument("--method", choices=("exact", "als"), default="exact", help="als: alternating updates")
+    made.add_argument("--rank", type=_ranks, action="extend", metavar="R,…", help="hyper-LoRAs: each direction's rank, which also says how many")
     made.add_argument("--weights", type=_numbers, action="extend", metavar="W,…", help="one number > 0 per model")
     selection(made)
     made.add_argument("--dtype", choices=dtypes, help="of the merged tensors (as in the first model)")
@@ -256,6 +262,8 @@ class _Run:
                 raise Error(f"{path}: is a folder; give the name of the file to write")
             if not os.path.exists(path):
                 continue
+            if not os.path.isfile(path):
+                raise Error(f"{path}: exists and is not a file; choose another name")
             if any(os.path.exists(item) and os.path.samefile(item, path) for item in inputs):
                 raise Error(f"{path}: is one of the inputs; write to another name")
             if not self.args.force and not _is_ours(path):
@@ -327,8 +335,16 @@ def _is_ours(path: str) -> bool:
 
 def _solve(run: _Run) -> None:
     args = run.args
-    run.watch_output(args.models if args.base in ("mean", "none") else [*args.models, args.base])
-    with Bar("measuring") as progress:
+    run.watch_output(args.models if args.base in (None, "mean", "none") else [*args.models, args.base])
+    bar = Bar("measuring")
+
+    def on_pass(number: int, loss: float, total: float) -> None:
+        share = table.percent(loss / total if total > 0 else 0.0)
+        bar.say(f"pass {number + 1} (loss {share})")
+        if args.verbose:
+            run.note(f"pass {number}: loss {share}")
+
+    with bar as progress:
         hyper = solve(
             args.models,
             args.base,
@@ -337,6 +353,8 @@ def _solve(run: _Run) -> None:
             weights=args.weights,
             dtype=args.dtype,
             hash=args.hash,
+            rank=args.rank,
+            on_pass=on_pass,
             progress=progress,
             **run.selection(),
             **run.limits(),

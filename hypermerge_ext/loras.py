@@ -126,7 +126,11 @@ def check_text(path: str, force: bool) -> None:
     """Raises Error where the text beside a pack must not be written."""
     if os.path.isdir(path):
         raise Error(f"{path}: is a folder; choose another name")
-    if force or not os.path.exists(path):
+    if not os.path.exists(path):
+        return
+    if not os.path.isfile(path):  # opening a pipe would wait for somebody to write into it
+        raise Error(f"{path}: exists and is not a file; choose another name")
+    if force:
         return
     with open(path, "rb") as file:
         if not file.read(len(_HEADING)).startswith(_HEADING.encode()):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from . import _core, loras
@@ -12,7 +12,7 @@ from ._core import ArgumentError, Source
 from .axes import Names as AxisNames, axis_names, flips, names_after
 from .live import Live, bind
 from .names import Names
-from .sources import Model, Progress, job, look_again, out_dtype, source, source_list
+from .sources import Model, Progress, is_lora, job, look_again, out_dtype, source, source_list
 
 
 class Member(NamedTuple):
@@ -90,6 +90,16 @@ class HyperModel:
     def total(self) -> float:
         """Σ σ_k² over all directions: the squared distance of all models from the base."""
         return self.document["total"]
+
+    @property
+    def ranks(self) -> list[int] | None:
+        """The K ranks of hyper-LoRAs; None for directions without a limit."""
+        return self.document.get("ranks")
+
+    @property
+    def losses(self) -> list[float]:
+        """Of hyper-LoRAs: the loss after the LoRAs of each pass, and at last with the final multipliers; never rising."""
+        return self.document.get("losses", [])
 
     @property
     def gram(self) -> list[list[float]]:
@@ -221,7 +231,8 @@ class HyperModel:
 
         direction: counted from 1.  rank: of every layer; 64 where neither this nor the next two are given.  error: a relative
         error to be reached with the fewest bytes.  size: bytes that the file may have, spent where they help most.
-        dtype: "fp16" (default), "bf16" or "fp32".  format: "kohya", "comfyui", or "auto": kohya's names where they are known.
+        dtype: "fp16" (default), "bf16" or "fp32".  format: "kohya", "comfyui", or "auto": kohya's names where they are known (for
+        LoRAs without a base, those that the inputs have).
         whole: norms and biases too, as whole differences, which few hosts leave out.
         Returns {"format", "tensors" (layers), "bytes", "rank": {"least", "most"}, "relative_error" (of the layers, as stored),
         "relative_error_unrounded", "worst": {"tensor", "relative_error"}, "blocks": {name: {"relative_error", "share"}},
@@ -292,7 +303,8 @@ class HyperModel:
         """
         opened = source(model, name)
         self._look_again()
-        return _member(json.loads(self._core.project(opened, job(memory_budget, threads, progress, self.statistics))))
+        core = self._file() if self.ranks else self._core
+        return _member(json.loads(core.project(opened, job(memory_budget, threads, progress, self.statistics))))
 
     def map(
         self,
@@ -383,7 +395,7 @@ def _member(entry: dict[str, Any]) -> Member:
 
 def solve(
     models: Sequence[Model],
-    base: Model = "mean",
+    base: Model | None = None,
     directions: int | None = None,
     method: str = "exact",
     *,
@@ -396,29 +408,41 @@ def solve(
     dtype: str | None = None,
     names: Sequence[str] | None = None,
     hash: bool = False,
+    rank: Sequence[int] | int | None = None,
+    on_pass: Callable[[int, float, float], object] | None = None,
     memory_budget: int | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> HyperModel:
     """Finds the base and the K directions that explain M models best.  Reads each once and writes nothing.
 
-    models: paths or state dicts (or Sources); state dicts stay where they are and must not change until `save` is done.
-    base: "mean", "none" (zero), or a model.  directions: K; None = 2, or fewer where the models span less.
+    models: paths or state dicts (or Sources); state dicts stay where they are and must not change until `save` is done.  LoRAs
+    may be among them, which stand for `base`, then a checkpoint, with them; LoRAs alone also go without one.
+    base: "mean", "none" (zero), or a model; None: the mean, but zero for LoRAs alone.
+    directions: K; None = 2, or fewer where the models span less.
     method: "exact", or "als", the alternating updates of the original hyper-merge.
     weights: one number > 0 per model.  include, exclude: globs (fnmatchcase) on tensor names.
     common: merge what all models share instead of refusing.  allow_nonfinite: copy tensors that hold NaN or Inf.
     carrier: index of the model that gives the tensors which are not merged (a base model does so itself).
     dtype: "fp16", "bf16" or "fp32" for the merged tensors when saved.  names: what to call state dicts.
     hash: also record each file's sha256, which reads it once more.
+    rank: hyper-LoRAs: direction k is of rank[k] at most in every tensor (norms and biases stay whole), and there are as many
+    as ranks.  Found by passes over the models until the loss hardly falls; they can be used once saved.
+    on_pass: called after each such pass with its number, the loss, and the total; what it raises cancels.
     memory_budget: bytes of buffers, 256 MiB by default.  threads: one per CPU by default.
     Raises Error; MismatchError for models that do not go together; ArgumentError for values that make no sense.
     """
     statistics: dict[str, float] = {}
     opened = source_list(models, names)
+    if base is None:
+        base = "none" if opened and all(map(is_lora, opened)) else "mean"
     if base not in ("mean", "none"):
         base = source(base, "base")
     if directions is not None and not 1 <= directions <= _core.MAX_MEMBERS:
         raise ArgumentError(f"directions is a number between 1 and {_core.MAX_MEMBERS}, not {directions}")
+    ranks = [] if rank is None else [rank] if isinstance(rank, int) else list(rank)
+    if rank is not None and not ranks:
+        raise ArgumentError("rank: give at least one")
     if carrier is not None and not 0 <= carrier < len(opened):
         raise ArgumentError(f"carrier is the index of a model, 0 … {len(opened) - 1}, not {carrier}")
     if hash:
@@ -435,6 +459,8 @@ def solve(
         (include, exclude, common, allow_nonfinite),
         out_dtype(dtype),
         job(memory_budget, threads, progress, statistics),
+        ranks,
+        on_pass,
     )
     hyper = HyperModel(core, statistics)
     hyper._hash = hash

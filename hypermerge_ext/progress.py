@@ -31,6 +31,12 @@ class Bar:
         self._tqdm: Any = None
         self._bar: Any = None
 
+    def say(self, label: str) -> None:
+        """Another label from now on."""
+        self._label = label
+        if self._bar is not None:
+            self._bar.set_description_str(label, refresh=False)
+
     def __enter__(self) -> Progress | None:
         if not sys.stderr.isatty():
             return None

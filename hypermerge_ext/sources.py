@@ -6,6 +6,7 @@ Neither torch nor NumPy is imported: a tensor is known by what it can do (`data_
 from __future__ import annotations
 
 import atexit
+import json
 import os
 import threading
 import time
@@ -139,6 +140,11 @@ def source(model: Model, name: str | None = None, sha256: str | None = None) -> 
     if sha256 is not None:
         opened.set_sha256(sha256)
     return opened
+
+
+def is_lora(opened: Source) -> bool:
+    """Is this the factors of a LoRA, rather than a checkpoint?"""
+    return bool(json.loads(opened.describe())["family"] == "lora")
 
 
 def source_list(models: Sequence[Model], names: Sequence[str] | None = None) -> list[Source]:

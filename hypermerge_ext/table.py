@@ -182,6 +182,8 @@ def hyper(document: dict[str, Any], style: Style, blocks: bool = False) -> str:
     method = document["method"]
     if document.get("iterations"):
         method += f", {document['iterations']} iterations"
+    if document.get("ranks"):
+        method = f"hyper-LoRAs of {'rank' if directions == 1 else 'ranks'} {', '.join(map(str, document['ranks']))}"
     names = axis_names(document)
     parts = [members(document["members"], directions, style, names)]
     if directions:
@@ -189,6 +191,9 @@ def hyper(document: dict[str, Any], style: Style, blocks: bool = False) -> str:
     parts.append(
         f"  loss {loss:.4g} of {total:.4g}{lost}{style.dot}base: {style.shown(base_text)}{style.dot}method: {method}"
     )
+    if document.get("losses") and total > 0:
+        by_pass = ", ".join(percent(value / total) for value in document["losses"])
+        parts.append(f"  loss after each pass, and with the last multipliers: {by_pass}")
     if blocks and document.get("blocks"):
         parts.append(_blocks(document, style))
     return "\n".join(parts)
@@ -301,7 +306,8 @@ def lora(name: str, report: dict[str, Any], style: Style) -> str:
     """How good a LoRA is: its error, the worst layer, the blocks, and what no LoRA of this kind carries."""
     least, most = report["rank"]["least"], report["rank"]["most"]
     rank = f"rank {most}" if least == most else f"ranks {least} to {most}"
-    head = [name, f"{report['tensors']} layers", rank, f"{report['format']} names", size(report["bytes"])]
+    names = "the inputs' names" if report["format"] == "auto" else f"{report['format']} names"
+    head = [name, f"{report['tensors']} layers", rank, names, size(report["bytes"])]
     error, worst, lost = report["relative_error"], report["worst"], report["not_carried"]
     lines = ["  " + style.bold(style.shown(style.dot.join(head)))]
     lines.append(f"  misses {percent(error)} of these layers' difference (in norm; {percent(report['relative_error_unrounded'])} before rounding)")

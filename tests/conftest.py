@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -87,3 +88,16 @@ def peak_memory(environment):
         return int(kibibytes) * 1024
 
     return run
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Debian's Chromium under Playwright's hand; skipped, and said so, where either is missing."""
+    api = pytest.importorskip("playwright.sync_api", reason="NO BROWSER TESTS: playwright is not installed")
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if chromium is None:
+        pytest.skip("NO BROWSER TESTS: chromium is not installed (apt-get install chromium)")
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield browser
+        browser.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -119,6 +120,22 @@ def test_options_of_solve_arrive(files, capsys):
     assert answer["selection"]["include"] == ["*middle*", "*out*"] and answer["selection"]["exclude"] == ["*.bias"]
     assert [member["weight"] for member in answer["members"]] == pytest.approx([0.4, 0.8, 1.2, 1.6])
     assert all(len(member["sha256"]) == 64 for member in answer["members"])
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_an_output_that_is_a_pipe_is_refused_at_once(files):
+    """It was opened to see whose it is, which waited for somebody to write into it."""
+    os.mkfifo("x.hyper.safetensors")
+    os.mkfifo("map.svg")
+    assert run("solve", *files, "-o", "y.hyper.safetensors").returncode == 0
+    for arguments in (
+        ("solve", *files, "-o", "x.hyper.safetensors"),
+        ("merge", "y.hyper.safetensors", "--at", "0.5", "-o", "x.hyper.safetensors"),
+        ("map", "y.hyper.safetensors", "-o", "map.svg"),
+    ):
+        done = run(*arguments)
+        assert done.returncode == 1 and "choose another name" in done.stderr and done.stderr.count("\n") == 1
+    assert stat.S_ISFIFO(os.stat("x.hyper.safetensors").st_mode) and stat.S_ISFIFO(os.stat("map.svg").st_mode)
 
 
 def test_split_writes_the_base_apart(files, capsys):
@@ -241,7 +258,7 @@ def test_usage_errors(hyper, files, capsys):
     assert "-o" in misused(capsys, "solve", *files)
     assert "--frob" in misused(capsys, "solve", *files, "-o", "y", "--frob")
     assert "unrecognized" in misused(capsys, "inspect", files[0], files[1])
-    assert "--rank" in misused(capsys, "solve", *files, "-o", "y", "--rank", "4")
+    assert "whole number" in misused(capsys, "solve", *files, "-o", "y", "--rank", "4,0")
     misused(capsys, "frobnicate")
     misused(capsys)
     assert sorted(os.listdir()) == sorted([*files, hyper])

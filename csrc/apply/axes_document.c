@@ -143,8 +143,26 @@ static void put_document(hm_text *out, const cJSON *root, const char *const *nam
     }
 }
 
-/* c_mk → −c_mk.  The only numbers of the document that know the sign of a direction: Gram matrices, shares and
- * residuals are of the models, or squares.  0 stays 0, so that turning twice gives the same text. */
+/* 0 stays 0, so that turning twice gives the same text. */
+static void turn(cJSON *value)
+{
+    if (cJSON_IsNumber(value) && value->valuedouble != 0) value->valuedouble = -value->valuedouble;
+}
+
+/* ⟨D_j, D_k⟩ of directions that are not orthogonal. */
+static void turn_direction_gram(const cJSON *root, const bool *flip, size_t directions)
+{
+    const cJSON *gram = hm_document_array(root, "direction_gram");
+    const cJSON *row = gram != NULL ? gram->child : NULL;
+    for (size_t j = 0; row != NULL && j < directions; j++, row = row->next) {
+        cJSON *value = row->child;
+        for (size_t k = 0; value != NULL && k < directions; k++, value = value->next)
+            if (flip[j] != flip[k]) turn(value);
+    }
+}
+
+/* c_mk → −c_mk.  Beside ⟨D_j, D_k⟩ the only numbers of the document that know the sign of a direction: other Gram
+ * matrices, shares and residuals are of the models, or squares. */
 static void turn_multipliers(const cJSON *root, const bool *flip, size_t directions)
 {
     const cJSON *member;
@@ -153,7 +171,7 @@ static void turn_multipliers(const cJSON *root, const bool *flip, size_t directi
         const cJSON *multipliers = hm_document_array(member, "multipliers");
         cJSON *value = multipliers != NULL ? multipliers->child : NULL;
         for (size_t k = 0; value != NULL && k < directions; k++, value = value->next)
-            if (flip[k] && cJSON_IsNumber(value) && value->valuedouble != 0) value->valuedouble = -value->valuedouble;
+            if (flip[k]) turn(value);
     }
 }
 
@@ -165,7 +183,10 @@ hm_status hm_axes_document(const hm_hyper *hyper, const hm_rename_options *optio
     HM_TRY(hm_document_parse(&root, hyper->document, hm_source_label(hyper->file), "hypermerge metadata", err));
     hm_status status = choose_names(hyper, root, options, names, err);
     if (status == HM_OK) {
-        if (options->flip != NULL) turn_multipliers(root, options->flip, directions);
+        if (options->flip != NULL) {
+            turn_multipliers(root, options->flip, directions);
+            turn_direction_gram(root, options->flip, directions);
+        }
         put_document(out, root, names, directions);
         if (out->failed)
             status = hm_fail_memory(err, "the metadata document");

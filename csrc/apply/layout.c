@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "lowrank/hyper_lora.h"
 
 static int pass_order(const void *a, const void *b)
 {
@@ -70,6 +71,7 @@ static hm_status list_base(hm_layout *out, const hm_hyper *hyper, hm_error *err)
 struct entry {
     hm_tensor_info info;
     size_t tensor, direction;
+    bool down; /* the second factor of that direction */
 };
 
 static int entry_order(const void *a, const void *b)
@@ -84,12 +86,26 @@ static bool stores_low(const hm_layout *layout, const hm_layout_tensor *tensor)
            (tensor->moves || tensor->like->dtype != tensor->dtype);
 }
 
-static size_t make_entries(hm_layout *out, struct entry *entries, char *names)
+/* The factors of a tensor's directions, and whole ones, under the names that they have already. */
+static size_t add_parts(struct entry *entries, const hm_hyper_loras *loras, const hm_layout_tensor *tensor, size_t i)
+{
+    size_t n = 0;
+    for (size_t k = 0; k < loras->directions; k++) {
+        const hm_hyper_lora_part *part = &loras->parts[tensor->part_at + k];
+        entries[n++] = (struct entry){.info = *part->stored_up, .tensor = i, .direction = k + 1};
+        if (part->stored_down != NULL)
+            entries[n++] = (struct entry){.info = *part->stored_down, .tensor = i, .direction = k + 1, .down = true};
+    }
+    return n;
+}
+
+static size_t make_entries(hm_layout *out, const hm_hyper_loras *loras, struct entry *entries, char *names)
 {
     size_t n = 0;
     for (size_t i = 0; i < out->count; i++) {
         const hm_layout_tensor *tensor = &out->tensors[i];
-        size_t length = strlen(tensor->like->name), last = tensor->moves ? out->directions : 0;
+        size_t length = strlen(tensor->like->name), last = tensor->moves && loras == NULL ? out->directions : 0;
+        if (tensor->moves && loras != NULL) n += add_parts(entries + n, loras, tensor, i);
         for (size_t k = stores_low(out, tensor) ? 0 : 1; k <= last; k++) {
             char *name = names;
             size_t room = strlen(HM_PREFIX_DIRECTION) + 24 + length;
@@ -103,23 +119,43 @@ static size_t make_entries(hm_layout *out, struct entry *entries, char *names)
     return n;
 }
 
-static hm_status list_extra(hm_layout *out, bool split, hm_error *err)
+/* The plan's tensors are in one order, those of the layout in another. */
+static void find_parts(hm_layout *out, const hm_hyper_loras *loras)
+{
+    for (size_t i = 0; i < out->count; i++) {
+        size_t low = 0, high = loras->count;
+        while (low < high) {
+            size_t middle = low + (high - low) / 2;
+            if (loras->plan_index[middle] < out->tensors[i].plan_index)
+                low = middle + 1;
+            else
+                high = middle;
+        }
+        out->tensors[i].part_at = low * loras->directions; /* means something where the tensor moves */
+    }
+}
+
+static hm_status list_extra(hm_layout *out, const hm_hyper_loras *loras, bool split, hm_error *err)
 {
     size_t most = 0, names = 0;
     for (size_t i = 0; i < out->count; i++)
         if (out->tensors[i].merged) {
-            most += out->directions + 1;
+            most += (loras != NULL ? 2 : 1) * out->directions + 1;
             names += (out->directions + 1) * (strlen(out->tensors[i].like->name) + strlen(HM_PREFIX_DIRECTION) + 24);
         }
     struct entry *entries = hm_alloc(most, sizeof *entries);
     out->extra = hm_alloc(most + 1, sizeof *out->extra);
     out->order = hm_alloc(out->count * (out->directions + 1), sizeof *out->order);
+    out->down_order = hm_alloc(out->count * (out->directions + 1), sizeof *out->down_order);
     out->names = hm_alloc(names, 1);
-    if (entries == NULL || out->extra == NULL || out->order == NULL || out->names == NULL) {
+    if (entries == NULL || out->extra == NULL || out->order == NULL ||
+        out->down_order == NULL || out->names == NULL) {
         hm_release(entries);
         return hm_fail_memory(err, "the layout of a file");
     }
-    size_t count = make_entries(out, entries, out->names);
+    if (loras != NULL) find_parts(out, loras);
+    for (size_t i = 0; i < out->count * (out->directions + 1); i++) out->down_order[i] = HM_NOWHERE;
+    size_t count = make_entries(out, loras, entries, out->names);
     qsort(entries, count, sizeof *entries, entry_order);
 
     /* Readers that map the file want every tensor at a multiple of its element size.  Within each area the order by size
@@ -138,7 +174,7 @@ static hm_status list_extra(hm_layout *out, bool split, hm_error *err)
             tensor->low_at = at;
         } else {
             tensor->direction_at = (uint32_t)(entries[i].tensor * out->directions);
-            out->order[tensor->direction_at + entries[i].direction - 1] = at;
+            (entries[i].down ? out->down_order : out->order)[tensor->direction_at + entries[i].direction - 1] = at;
         }
     }
     hm_release(entries);
@@ -150,7 +186,7 @@ hm_status hm_layout_make(hm_layout *out, const hm_hyper *hyper, bool with_low, b
     *out = (hm_layout){.directions = hyper->solution.directions, .with_low = with_low};
     hm_status status = list_tensors(out, hyper, err);
     if (status == HM_OK) status = list_base(out, hyper, err);
-    if (status == HM_OK) status = list_extra(out, split, err);
+    if (status == HM_OK) status = list_extra(out, hyper->loras, split, err);
     if (status != HM_OK) hm_layout_clear(out);
     return status;
 }
@@ -161,6 +197,7 @@ void hm_layout_clear(hm_layout *layout)
     hm_release(layout->base);
     hm_release(layout->extra);
     hm_release(layout->order);
+    hm_release(layout->down_order);
     hm_release(layout->names);
     *layout = (hm_layout){0};
 }

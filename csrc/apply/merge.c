@@ -21,7 +21,7 @@ struct merge_pass {
 /* ---- coefficients of the inputs ------------------------------------------------------------------------------------------ */
 
 /* B + Σ_k c_k D_k = R + Σ_m coefficient_m (W_m − R).  With b_m = Σ_k c_k a_km:
- *   base file, R = B:     b_m
+ *   base file, R = B:     b_m   (of a LoRA, whose numbers are W_m − B already, too)
  *   no base,   R = 0:     b_m
  *   mean base, R = W_1:   b_m + ŵ_m (1 − Σ b)   (the mean is itself a mixture of the inputs) */
 static void input_coefficients(const hm_hyper *hyper, const double *at, double *out)
@@ -72,7 +72,9 @@ static void blend_exact(const struct merge_pass *pass, const hm_piece *piece, si
     bool subtract = pass->hyper->base != HM_BASE_NONE;
     if (subtract) kernels->load[piece->as[reference]->dtype](numbers_at(piece, reference, at), scratch, n);
     for (size_t m = 0; m < members; m++) {
-        if (subtract)
+        if (piece->raw[m] == NULL) /* a LoRA that does not change this tensor */
+            memset(rows + m * COLUMNS, 0, n * sizeof *rows);
+        else if (subtract && !pass->list->rows[m].source->is_lora)
             kernels->load_sub[piece->as[m]->dtype](numbers_at(piece, m, at), scratch, rows + m * COLUMNS, n);
         else
             kernels->load[piece->as[m]->dtype](numbers_at(piece, m, at), rows + m * COLUMNS, n);
@@ -265,6 +267,10 @@ hm_status hm_hyper_merge(hm_hyper *hyper, const char *path, const hm_merge_optio
     if (options->dtype != HM_DTYPE_KEEP && !hm_dtype_is_float(options->dtype))
         return hm_fail(err, HM_ERR_ARGUMENT, NULL, NULL, "the output type must be a floating-point type");
     HM_TRY(hm_hyper_need_base(hyper, err));
+    if (hm_hyper_is_lora(hyper))
+        return hm_fail(err, HM_ERR_ARGUMENT, hyper->file != NULL ? hm_source_label(hyper->file) : NULL, NULL,
+                       "is made of LoRAs without a base, so there is no checkpoint to write; write a LoRA (hyper-merge lora), or "
+                       "solve it with --base FILE");
 
     hm_merge_list list;
     HM_TRY(hm_merge_list_make(&list, hyper, options, err));

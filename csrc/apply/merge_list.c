@@ -193,6 +193,9 @@ static hm_status check_exact_inputs(const hm_hyper *hyper, const hm_merge_option
                        hyper->solution.members, options->exact_count);
     for (size_t m = 0; m < options->exact_count; m++) {
         const hm_source *source = options->exact[m];
+        if (hyper->members[m].is_lora)
+            return hm_fail(err, HM_ERR_ARGUMENT, hm_source_label(source), NULL,
+                           "is a LoRA; what LoRAs were merged into is blended from the stored directions: leave out --exact");
         const char *expected = hyper->members[m].header_hash;
         if (source->header_hash[0] != 0 && expected[0] != 0 && strcmp(source->header_hash, expected) != 0)
             return hm_fail(err, HM_ERR_MISMATCH, hm_source_label(source), NULL,
@@ -231,6 +234,7 @@ static hm_status find_in(const hm_source *source, const hm_spelling *spelling, c
                          hm_error *err)
 {
     *out = hm_spelling_find(spelling, tensor->own);
+    if (*out == HM_ABSENT && source->is_lora) return HM_OK;
     if (*out == HM_ABSENT) return hm_fail(err, HM_ERR_MISMATCH, hm_source_label(source), tensor->own, "is missing");
     const hm_tensor_info *found = &source->header.tensors[*out];
     if (!same_shape(found, &tensor->like) || !hm_dtype_is_float(found->dtype))
@@ -312,6 +316,7 @@ hm_status hm_merge_list_make(hm_merge_list *out, hm_hyper *hyper, const hm_merge
 {
     *out = (hm_merge_list){.way = hyper->plan != NULL || options->exact_count > 0 ? HM_MERGE_EXACT : HM_MERGE_STORED,
                            .directions = hyper->solution.directions};
+    if (out->way == HM_MERGE_EXACT) HM_TRY(hm_hyper_need_mixtures(hyper, err));
     hm_status status = list_tensors(out, hyper, options, err);
     if (status == HM_OK) qsort(out->tensors, out->count, sizeof *out->tensors, usual_order);
     if (status == HM_OK) status = set_multipliers(out, options, err);

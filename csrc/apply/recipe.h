@@ -27,6 +27,10 @@ void hm_meta_clear(hm_meta_list *list);
  * `data_hash`: sha256 of the data area, NULL = not known, left out. */
 void hm_meta_add_standard(hm_meta_list *list, const hm_hyper *hyper, const char *title, const char *data_hash);
 
+/* All metadata of a hyper-model file, the document (unless it is a split-off base) with residual_stored[M]: save.c. */
+hm_status hm_hyper_meta(hm_meta_list *meta, const hm_hyper *hyper, const char *path, const double *residual_stored,
+                        const char *data_hash, bool with_document, hm_error *err);
+
 /* modelspec resolution of a family: what it was trained at. */
 const char *hm_family_resolution(const char *family);
 

@@ -8,6 +8,8 @@
 #include "apply/recipe.h"
 #include "base/error.h"
 #include "kernels/kernels.h"
+#include "lowrank/hyper_lora.h"
+#include "lowrank/lora_save.h"
 #include "solve/stream.h"
 
 /* Storing the mean may cost this share of the smallest Δ before base_low is added. */
@@ -21,7 +23,8 @@ struct save_pass {
     hm_output *base_out, *extra_out; /* the same file unless split */
     size_t extra_from;               /* index in extra_out of layout->extra[0] */
     size_t members, directions, row_count;
-    hm_stream_row *rows;             /* members, base file, then the sources of copied tensors */
+    size_t mixed;                    /* directions that are put together here from the inputs: all, or none if hyper-LoRAs */
+    hm_stream_row *rows;             /* members, base file, directions that are hyper-LoRAs, the sources of copied tensors */
     uint32_t *index;                 /* [layout->count × row_count] */
     uint64_t *elements;
     float *combination;              /* [(1 + K) × M]: weights of the mean, then of each direction, over the differences */
@@ -49,15 +52,16 @@ static struct outputs outputs_of(const struct save_pass *pass, const hm_segment 
     return out;
 }
 
-static size_t result_bytes_per_element(const hm_layout *layout)
+static size_t result_bytes_per_element(const struct save_pass *pass)
 {
+    const hm_layout *layout = pass->layout;
     size_t most = 1;
     for (size_t i = 0; i < layout->count; i++) {
         const hm_layout_tensor *tensor = &layout->tensors[i];
         size_t fine = hm_dtype_bytes(tensor->fine_dtype), all = 0;
         if (tensor->base_at != HM_NOWHERE) all += hm_dtype_bytes(tensor->dtype);
         if (tensor->low_at != HM_NOWHERE) all += fine;
-        if (tensor->moves) all += layout->directions * fine;
+        if (tensor->moves) all += pass->mixed * fine;
         if (all > most) most = all;
     }
     return most;
@@ -65,11 +69,17 @@ static size_t result_bytes_per_element(const hm_layout *layout)
 
 /* ---- work -------------------------------------------------------------------------------------------------------------- */
 
+/* The first row of the sources of copied tensors. */
+static size_t first_copy(const struct save_pass *pass)
+{
+    return pass->members + 1 + pass->directions - pass->mixed;
+}
+
 /* Copied tensors keep the type they have where they come from. */
 static void copy_piece(const struct save_pass *pass, const hm_piece *piece, const hm_layout_tensor *tensor,
                        unsigned char *to)
 {
-    size_t size = hm_dtype_bytes(tensor->dtype), r = pass->members + 1;
+    size_t size = hm_dtype_bytes(tensor->dtype), r = first_copy(pass);
     while (piece->raw[r] == NULL) r++;
     memcpy(to + piece->offset * size, piece->raw[r], piece->count * size);
 }
@@ -99,20 +109,24 @@ static const void *numbers_at(const hm_piece *piece, size_t row, size_t at)
     return (const char *)piece->raw[row] + at * hm_dtype_bytes(piece->as[row]->dtype);
 }
 
-/* Rows become differences from the reference: the base file, or model 1 for a mean base, or nothing. */
+/* Rows become differences from the reference: the base file, or model 1 for a mean base, or nothing.  LoRAs are differences
+ * already, and what they do not change is 0. */
 static void load_differences(const struct save_pass *pass, const hm_piece *piece, size_t at, size_t n,
                              struct save_scratch scratch)
 {
     const hm_kernels *kernels = pass->kernels;
     size_t reference = pass->hyper->base == HM_BASE_FILE ? pass->members : 0;
-    if (pass->hyper->base == HM_BASE_NONE) {
-        for (size_t m = 0; m < pass->members; m++)
-            kernels->load[piece->as[m]->dtype](numbers_at(piece, m, at), scratch.rows + m * COLUMNS, n);
-        return;
+    bool subtract = pass->hyper->base != HM_BASE_NONE;
+    if (subtract) kernels->load[piece->as[reference]->dtype](numbers_at(piece, reference, at), scratch.reference, n);
+    for (size_t m = 0; m < pass->members; m++) {
+        float *row = scratch.rows + m * COLUMNS;
+        if (piece->raw[m] == NULL)
+            memset(row, 0, n * sizeof *row);
+        else if (subtract && !pass->rows[m].source->is_lora)
+            kernels->load_sub[piece->as[m]->dtype](numbers_at(piece, m, at), scratch.reference, row, n);
+        else
+            kernels->load[piece->as[m]->dtype](numbers_at(piece, m, at), row, n);
     }
-    kernels->load[piece->as[reference]->dtype](numbers_at(piece, reference, at), scratch.reference, n);
-    for (size_t m = 0; m < pass->members; m++)
-        kernels->load_sub[piece->as[m]->dtype](numbers_at(piece, m, at), scratch.reference, scratch.rows + m * COLUMNS, n);
 }
 
 /* Stores W̃ (and base_low) and leaves in scratch.shift how far the stored base lies from the reference. */
@@ -135,6 +149,23 @@ static void store_mean(const struct save_pass *pass, const hm_layout_tensor *ten
     kernels->axpy(scratch.shift, 1.0f, left_over, n);
 }
 
+/* Makes a direction what readers will find: rounded, if it was put together here, or one that is there already. */
+static void settle_direction(const struct save_pass *pass, const hm_piece *piece, struct outputs out, size_t k, size_t done,
+                             size_t n, struct save_scratch scratch)
+{
+    const hm_kernels *kernels = pass->kernels;
+    hm_dtype fine = pass->layout->tensors[piece->tensor].fine_dtype;
+    float *row = scratch.mixed + (1 + k) * COLUMNS;
+    if (pass->mixed == 0) {
+        size_t r = pass->members + 1 + k;
+        kernels->load[piece->as[r]->dtype](numbers_at(piece, r, done), row, n);
+        return;
+    }
+    unsigned char *stored = out.directions + k * out.direction_bytes + ((size_t)piece->offset + done) * hm_dtype_bytes(fine);
+    kernels->store[fine](row, stored, n);
+    kernels->load[fine](stored, row, n);
+}
+
 static hm_status save_work(void *user, const hm_piece *piece, const hm_segment *segment, void *block, hm_error *err)
 {
     const struct save_pass *pass = user;
@@ -149,19 +180,14 @@ static hm_status save_work(void *user, const hm_piece *piece, const hm_segment *
     }
     size_t members = pass->members, directions = tensor->moves ? pass->directions : 0;
     bool mean = pass->hyper->base == HM_BASE_MEAN;
-    size_t size = hm_dtype_bytes(tensor->fine_dtype);
     for (size_t done = 0; done < piece->count; done += COLUMNS) {
         size_t n = piece->count - done < COLUMNS ? piece->count - done : COLUMNS, at = (size_t)piece->offset + done;
         double *sums = (double *)segment->result + at / HM_STREAM_CUT * members;
         load_differences(pass, piece, done, n, scratch);
-        kernels->combine(scratch.rows, COLUMNS, members, n, pass->combination, 1 + directions, scratch.mixed, COLUMNS);
+        kernels->combine(scratch.rows, COLUMNS, members, n, pass->combination, 1 + (tensor->moves ? pass->mixed : 0),
+                         scratch.mixed, COLUMNS);
         if (mean) store_mean(pass, tensor, out, at, n, scratch);
-        for (size_t k = 0; k < directions; k++) {
-            unsigned char *stored = out.directions + k * out.direction_bytes + at * size;
-            float *row = scratch.mixed + (1 + k) * COLUMNS;
-            kernels->store[tensor->fine_dtype](row, stored, n);
-            kernels->load[tensor->fine_dtype](stored, row, n);
-        }
+        for (size_t k = 0; k < directions; k++) settle_direction(pass, piece, out, k, done, n, scratch);
         if (directions == pass->directions)
             kernels->residual(scratch.rows, COLUMNS, members, n, mean ? scratch.shift : NULL, scratch.mixed + COLUMNS,
                               COLUMNS, directions, pass->multipliers, sums);
@@ -183,7 +209,7 @@ static hm_status each_output(const struct save_pass *pass, const hm_segment *seg
         HM_TRY(visit(pass->base_out, tensor->base_at, segment->start, out.base, segment->count, err));
     if (tensor->low_at != HM_NOWHERE)
         HM_TRY(visit(pass->extra_out, pass->extra_from + tensor->low_at, segment->start, out.low, segment->count, err));
-    for (size_t k = 0; tensor->moves && k < pass->directions; k++)
+    for (size_t k = 0; tensor->moves && k < pass->mixed; k++)
         HM_TRY(visit(pass->extra_out, pass->extra_from + pass->layout->order[tensor->direction_at + k], segment->start,
                      out.directions + k * out.direction_bytes, segment->count, err));
     return HM_OK;
@@ -235,24 +261,24 @@ static hm_status save_commit(void *user, const hm_segment *segment, hm_error *er
 
 /* ---- the pass ---------------------------------------------------------------------------------------------------------- */
 
-/* Rows: the members, the base file (or nothing), and every source that gives copied tensors. */
+/* Rows: the members, the base file (or nothing), hyper-LoRAs, and every source that gives copied tensors. */
 static hm_status make_rows(struct save_pass *pass, hm_error *err)
 {
     const hm_plan *plan = pass->hyper->plan;
     const hm_layout *layout = pass->layout;
     hm_source *copies[HM_STREAM_ROWS];
-    size_t copy_count = 0, members = pass->members;
+    size_t copy_count = 0, members = pass->members, first = first_copy(pass);
     for (size_t i = 0; i < layout->count; i++) {
         if (layout->tensors[i].merged) continue;
         hm_source *from = plan->tensors[layout->tensors[i].plan_index].copy_from;
         size_t c = 0;
         while (c < copy_count && copies[c] != from) c++;
         if (c < copy_count) continue;
-        if (members + 1 + copy_count == HM_STREAM_ROWS)
+        if (first + copy_count == HM_STREAM_ROWS)
             return hm_fail(err, HM_ERR_ARGUMENT, NULL, NULL, "tensors are copied from too many files");
         copies[copy_count++] = from;
     }
-    pass->row_count = members + 1 + copy_count;
+    pass->row_count = first + copy_count;
     pass->rows = hm_alloc(pass->row_count, sizeof *pass->rows);
     pass->index = hm_alloc(layout->count * pass->row_count, sizeof *pass->index);
     pass->elements = hm_alloc(layout->count, sizeof *pass->elements);
@@ -264,8 +290,11 @@ static hm_status make_rows(struct save_pass *pass, hm_error *err)
         return hm_fail_memory(err, "the writing pass");
 
     for (size_t r = 0; r < pass->row_count; r++) {
-        hm_source *source = r < members ? plan->sources[r] : r > members ? copies[r - members - 1]
-                            : plan->base != NULL ? plan->base : plan->sources[0];
+        hm_source *source = r < members        ? plan->sources[r]
+                            : r >= first       ? copies[r - first]
+                            : r > members      ? pass->hyper->loras->source
+                            : plan->base != NULL ? plan->base
+                                                 : plan->sources[0];
         pass->rows[r] = (hm_stream_row){.source = source, .index = pass->index + r, .stride = pass->row_count};
     }
     for (size_t i = 0; i < layout->count; i++) {
@@ -276,9 +305,11 @@ static hm_status make_rows(struct save_pass *pass, hm_error *err)
         if (tensor->merged) {
             memcpy(index, plan->index + tensor->plan_index * members, members * sizeof *index);
             index[members] = plan->base_index[tensor->plan_index];
+            for (size_t r = members + 1; tensor->moves && r < first; r++)
+                index[r] = pass->hyper->loras->parts[tensor->part_at + r - members - 1].index;
         } else {
             const hm_plan_tensor *copied = &plan->tensors[tensor->plan_index];
-            for (size_t r = members + 1; r < pass->row_count; r++)
+            for (size_t r = first; r < pass->row_count; r++)
                 if (pass->rows[r].source == copied->copy_from) index[r] = copied->copy_index;
         }
     }
@@ -307,16 +338,34 @@ static void make_combination(struct save_pass *pass)
     for (size_t i = 0; i < members * directions; i++) pass->multipliers[i] = (float)solution->multipliers[i];
 }
 
+/* Hyper-LoRAs lie in memory as they are stored. */
+static hm_status write_loras(const struct save_pass *pass, hm_error *err)
+{
+    const hm_layout *layout = pass->layout;
+    for (size_t i = 0; i < layout->count; i++)
+        for (size_t k = 0; layout->tensors[i].moves && k < pass->directions; k++) {
+            const hm_layout_tensor *tensor = &layout->tensors[i];
+            const hm_hyper_lora_part *part = &pass->hyper->loras->parts[tensor->part_at + k];
+            size_t up = layout->order[tensor->direction_at + k], down = layout->down_order[tensor->direction_at + k];
+            HM_TRY(hm_output_write(pass->extra_out, pass->extra_from + up, 0, part->up, hm_hyper_lora_up_count(part), err));
+            if (part->rank == 0) continue;
+            HM_TRY(hm_output_write(pass->extra_out, pass->extra_from + down, 0, part->down, hm_hyper_lora_down_count(part),
+                                   err));
+        }
+    return HM_OK;
+}
+
 static hm_status run_pass(struct save_pass *pass, hm_job *job, hm_error *err)
 {
     HM_TRY(make_rows(pass, err));
     make_combination(pass);
+    if (pass->hyper->loras != NULL) HM_TRY(write_loras(pass, err));
     hm_stream stream = {.row_count = pass->row_count,
                         .tensor_count = pass->layout->count,
                         .rows = pass->rows,
                         .elements = pass->elements,
                         .cut_bytes = pass->members * sizeof(double),
-                        .result_element_bytes = result_bytes_per_element(pass->layout),
+                        .result_element_bytes = result_bytes_per_element(pass),
                         .scratch_bytes = (pass->members + pass->directions + 4) * COLUMNS * sizeof(float),
                         .work = save_work,
                         .finish = save_finish,
@@ -337,8 +386,8 @@ static void release_pass(struct save_pass *pass)
 
 /* ---- metadata and files ------------------------------------------------------------------------------------------------ */
 
-static hm_status make_meta(hm_meta_list *meta, const hm_hyper *hyper, const char *path, const double *residual_stored,
-                           const char *data_hash, bool with_document, hm_error *err)
+hm_status hm_hyper_meta(hm_meta_list *meta, const hm_hyper *hyper, const char *path, const double *residual_stored,
+                        const char *data_hash, bool with_document, hm_error *err)
 {
     char *title = hm_title_of(path);
     if (title == NULL) return hm_fail_memory(err, "metadata");
@@ -413,7 +462,7 @@ static hm_status begin_files(struct save_files *files, struct save_pass *pass, c
 
     if (split) {
         /* A split-off base is written front to back, so its hash costs nothing. */
-        HM_TRY(make_meta(&files->meta, hyper, files->base_path, NULL, HM_HASH_PLACEHOLDER, false, err));
+        HM_TRY(hm_hyper_meta(&files->meta, hyper, files->base_path, NULL, HM_HASH_PLACEHOLDER, false, err));
         HM_TRY(hm_output_begin(&files->base, files->base_path, layout->base, layout->base_count, files->meta.entries,
                                files->meta.count, err));
         hm_meta_clear(&files->meta);
@@ -426,7 +475,7 @@ static hm_status begin_files(struct save_files *files, struct save_pass *pass, c
     size_t base_here = split ? 0 : layout->base_count;
     if (base_here > 0) memcpy(files->all, layout->base, base_here * sizeof *files->all);
     memcpy(files->all + base_here, layout->extra, layout->extra_count * sizeof *files->all);
-    HM_TRY(make_meta(&files->meta, hyper, path, files->placeholders, options->hash ? HM_HASH_PLACEHOLDER : NULL, true, err));
+    HM_TRY(hm_hyper_meta(&files->meta, hyper, path, files->placeholders, options->hash ? HM_HASH_PLACEHOLDER : NULL, true, err));
     HM_TRY(hm_output_begin(&files->hyper, path, files->all, base_here + layout->extra_count, files->meta.entries,
                            files->meta.count, err));
     hm_meta_clear(&files->meta);
@@ -454,12 +503,12 @@ static hm_status finish_files(struct save_files *files, struct save_pass *pass, 
     /* Whatever takes time or can fail comes before the first file is put in place: the two belong together. */
     if (split) {
         HM_TRY(hm_output_data_hash(&files->base, hash, job, err));
-        HM_TRY(make_meta(&files->meta, hyper, files->base_path, NULL, hash, false, err));
+        HM_TRY(hm_hyper_meta(&files->meta, hyper, files->base_path, NULL, hash, false, err));
         HM_TRY(hm_output_finish(&files->base, files->meta.entries, files->meta.count, hyper->base_header_hash, err));
         hm_meta_clear(&files->meta);
     }
     if (options->hash) HM_TRY(hm_output_data_hash(&files->hyper, hash, job, err));
-    HM_TRY(make_meta(&files->meta, hyper, path, stored, options->hash ? hash : NULL, true, err));
+    HM_TRY(hm_hyper_meta(&files->meta, hyper, path, stored, options->hash ? hash : NULL, true, err));
     HM_TRY(hm_output_finish(&files->hyper, files->meta.entries, files->meta.count, NULL, err));
     HM_TRY(hm_output_check(&files->hyper, err)); /* before the first: nothing that can be foreseen may stop the second */
     if (split) HM_TRY(hm_output_publish(&files->base, err));
@@ -518,12 +567,15 @@ hm_status hm_hyper_save(hm_hyper *hyper, const char *path, const hm_save_options
     if (split && hyper->base != HM_BASE_MEAN)
         return hm_fail(err, HM_ERR_ARGUMENT, path, NULL, "only a mean base can be split off; other bases are not in the file");
 
+    if (hm_lora_save_fits(hyper)) return hm_lora_save(hyper, path, options, job, err);
+
     struct save_files files = {.base = HM_OUTPUT_CLOSED, .hyper = HM_OUTPUT_CLOSED};
     struct save_pass pass = {.hyper = hyper,
                              .layout = &files.layout,
                              .kernels = hm_kernels_best(),
                              .members = hyper->solution.members,
-                             .directions = hyper->solution.directions};
+                             .directions = hyper->solution.directions,
+                             .mixed = hyper->loras != NULL ? 0 : hyper->solution.directions};
     hm_status status = HM_OK;
     const struct split_off earlier = forget_split_off(hyper);
     if (split) { /* where the loader will look for it: beside the file itself, not beside a link to it */

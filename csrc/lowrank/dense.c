@@ -54,28 +54,40 @@ static const void *numbers_at(const hm_piece *piece, size_t row, size_t at)
     return (const char *)piece->raw[row] + at * hm_dtype_bytes(piece->as[row]->dtype);
 }
 
+static size_t outputs_of(const hm_dense *dense)
+{
+    return dense->outputs > 0 ? dense->outputs : 1;
+}
+
 static hm_status combine(void *user, const hm_piece *piece, const hm_segment *segment, void *block, hm_error *err)
 {
     const struct batch *batch = user;
     const hm_dense *dense = batch->dense;
     const hm_kernels *kernels = batch->kernels;
     const double *c = dense->coefficients + batch->tensor[piece->tensor] * dense->coefficient_stride;
-    float *x = batch->numbers[piece->tensor] + piece->start, *reference = block, *row = reference + COLUMNS;
+    float *first = batch->numbers[piece->tensor] + piece->start, *reference = block, *row = reference + COLUMNS;
+    size_t outputs = outputs_of(dense), elements = (size_t)dense->elements[batch->tensor[piece->tensor]];
     bool subtract = dense->reference != HM_DENSE_NO_REFERENCE && piece->raw[dense->reference] != NULL;
     (void)segment;
     (void)err;
-    memset(x, 0, piece->count * sizeof *x);
+    for (size_t o = 0; o < outputs; o++) memset(first + o * elements, 0, piece->count * sizeof *first);
     for (size_t at = 0; at < piece->count; at += COLUMNS) {
         size_t n = piece->count - at < COLUMNS ? piece->count - at : COLUMNS;
         if (subtract)
             kernels->load[piece->as[dense->reference]->dtype](numbers_at(piece, dense->reference, at), reference, n);
         for (size_t r = 0; r < dense->row_count; r++) {
-            if (r == dense->reference || piece->raw[r] == NULL || c[r] == 0) continue;
-            if (subtract)
+            if (r == dense->reference || piece->raw[r] == NULL) continue;
+            size_t o = 0; /* the first combination that takes from this row */
+            while (o < outputs && c[o * dense->row_count + r] == 0) o++;
+            if (o == outputs) continue;
+            if (subtract && !dense->rows[r].source->is_lora)
                 kernels->load_sub[piece->as[r]->dtype](numbers_at(piece, r, at), reference, row, n);
             else
                 kernels->load[piece->as[r]->dtype](numbers_at(piece, r, at), row, n);
-            kernels->axpy(x + at, (float)c[r], row, n);
+            for (; o < outputs; o++) {
+                double share = c[o * dense->row_count + r];
+                if (share != 0) kernels->axpy(first + o * elements + at, (float)share, row, n);
+            }
         }
     }
     return HM_OK;
@@ -209,7 +221,7 @@ static hm_status run_batches(struct batch *batch, size_t count, uint64_t room, u
         size_t first = i;
         uint64_t bytes = 0;
         for (batch->count = 0; i < count; i++) {
-            uint64_t more = dense->elements[nth(dense, i)] * sizeof(float);
+            uint64_t more = dense->elements[nth(dense, i)] * outputs_of(dense) * sizeof(float);
             if (i > first && bytes + more > room) break;
             batch->tensor[batch->count++] = nth(dense, i);
             bytes += more + 64; /* each begins on a cache line of its own */
@@ -219,7 +231,7 @@ static hm_status run_batches(struct batch *batch, size_t count, uint64_t room, u
         size_t at = 0;
         for (size_t b = 0; b < batch->count; b++) {
             batch->numbers[b] = (float *)(void *)(block + at);
-            at += (size_t)((dense->elements[batch->tensor[b]] * sizeof(float) + 63) / 64 * 64);
+            at += (size_t)((dense->elements[batch->tensor[b]] * outputs_of(dense) * sizeof(float) + 63) / 64 * 64);
         }
         hm_status status = read_batch(batch, err);
         if (status == HM_OK) status = visit_batch(batch, threads, err);

@@ -75,6 +75,7 @@ static hm_status of_solved(hm_difference *out, hm_hyper *hyper, const double *at
     const hm_solution *solution = &hyper->solution;
     const hm_plan *plan = hyper->plan;
     size_t members = solution->members, directions = solution->directions;
+    HM_TRY(hm_hyper_need_mixtures(hyper, err));
     bool file = hyper->base == HM_BASE_FILE;
     double weights[HM_MAX_MEMBERS] = {0}, sum = 0;
     HM_TRY(allocate(out, plan->count, members + (file ? 1 : 0), err));

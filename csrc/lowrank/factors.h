@@ -27,6 +27,9 @@ hm_status hm_factors_take(hm_factors **out, hm_factor_cache *cache, const hm_sou
                           hm_error *err);
 void hm_factors_return(hm_factor_cache *cache, hm_factors *factors);
 
+/* Both factors of a product as one pair: up [rows × rank], down [rank × columns], scales in `up`; where it is made of several
+ * pairs, one behind the other. */
+hm_status hm_product_read(float *up, float *down, const hm_source *source, uint32_t tensor, hm_error *err);
 /* All numbers of a stored factor, as f32. */
 hm_status hm_factor_read(float *out, const hm_source *source, const hm_tensor_info *factor, hm_error *err);
 /* Bytes that the factors of a product take here. */

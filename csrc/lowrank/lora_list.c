@@ -10,6 +10,14 @@ hm_status hm_lora_format_for(const char *family, hm_lora_format asked, hm_lora_f
 {
     static const char layer[] = "model.diffusion_model.middle_block.0.in_layers.2.weight"; /* of every UNet */
     hm_lora_part parts[HM_LORA_PARTS];
+    if (strcmp(family, "lora") == 0) {
+        if (asked != HM_LORA_AUTO)
+            return hm_fail(err, HM_ERR_ARGUMENT, NULL, NULL,
+                           "LoRAs that were solved without a base keep their layers' names; leave out the format, or solve them "
+                           "with --base FILE");
+        *out = HM_LORA_AUTO;
+        return HM_OK;
+    }
     bool kohya = hm_lora_parts(family, HM_LORA_KOHYA, layer, parts) > 0;
     if (asked == HM_LORA_DIFFUSERS)
         return hm_fail(err, HM_ERR_ARGUMENT, NULL, NULL, "LoRAs are not written with diffusers' names; use format %s",
@@ -43,7 +51,11 @@ static size_t entries_of(const hm_lora_list *list, size_t t, bool whole, size_t 
     const hm_tensor_info *like = list->difference->like[t];
     char name[HM_LORA_NAME], weight[HM_LORA_NAME];
     hm_lora_part parts[HM_LORA_PARTS];
-    if (like->elements == 0 || !hm_name_canonical(list->difference->name[t], name, sizeof name)) return 0;
+    if (like->elements == 0 || strlen(list->difference->name[t]) >= sizeof name) return 0;
+    if (strcmp(list->difference->family, "lora") == 0)
+        strcpy(name, list->difference->name[t]);
+    else if (!hm_name_canonical(list->difference->name[t], name, sizeof name))
+        return 0;
     bool matrix = like->ndim == 2 || like->ndim == 4, bias = !matrix && weight_of_bias(name, weight);
     if (!matrix && (!whole || like->ndim != 1)) return 0;
     size_t count = hm_lora_parts(list->difference->family, list->format, bias ? weight : name, parts);

@@ -204,6 +204,7 @@ size_t hm_lora_parts(const char *family, hm_lora_format format, const char *name
     char own[HM_LORA_NAME];
     hm_component component = hm_name_component(name);
     if (length >= sizeof own) return 0;
+    if (format == HM_LORA_AUTO) return put(&parts[0], "%s", name) ? 1 : 0;
     for (size_t i = 0; i < sizeof encoders / sizeof encoders[0]; i++) {
         size_t before = strlen(encoders[i].own);
         if (!is_family(family, encoders[i].family) || strncmp(name, encoders[i].own, before) != 0) continue;

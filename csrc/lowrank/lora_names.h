@@ -18,7 +18,8 @@ typedef struct hm_lora_part {
 
 /* The parts that a layer has in a format, most often one; 0 where the format has no place for it (or the name is too long).
  * `name` is that of the layer's weight in a checkpoint of that family (hm_family), in its canonical spelling
- * (hm_name_canonical).  Norms have names too: only whole differences (".diff") fit there, which the caller sees by the shape. */
+ * (hm_name_canonical).  HM_LORA_AUTO: that name itself, as it is with LoRAs that have no base.  Norms have names too: only
+ * whole differences (".diff") fit there, which the caller sees by the shape. */
 size_t hm_lora_parts(const char *family, hm_lora_format format, const char *name, hm_lora_part parts[HM_LORA_PARTS]);
 
 #endif

@@ -1,6 +1,5 @@
 /* hm_hyper_lora and hm_lora_of_pair: a difference of checkpoints as a LoRA file. */
 #include <math.h>
-#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -8,13 +7,19 @@
 #include "apply/recipe.h"
 #include "base/error.h"
 #include "kernels/kernels.h"
+#include "lowrank/factor_crew.h"
+#include "lowrank/factor_svd.h"
 #include "lowrank/lora_list.h"
+#include "lowrank/lora_report.h"
 #include "lowrank/svd.h"
 #include "solve/questions.h"
 
 #define DEFAULT_RANK 64u
 #define MOST_RANK 4096u
 #define COLUMNS ((size_t)HM_KERNEL_COLUMNS)
+/* Tensors that are products of at most this rank, or of the rank asked for, are decomposed by their factors.  Of larger ones
+ * the R × R eigenproblems take longer than the whole tensor does. */
+#define FACTORS_RANK ((size_t)256)
 
 /* The tensors of one layer in the file. */
 enum place { PLACE_ALPHA = 0, PLACE_DOWN, PLACE_UP, PLACES };
@@ -31,9 +36,9 @@ struct writer {
     size_t info_count;
     char *names;
     uint32_t *place;       /* [entries × PLACES] index in infos */
-    pthread_mutex_t lock;  /* of what follows */
-    double square, lost_square; /* ‖D‖² in all; of the tensors that no layer carries */
-    size_t lost;
+    size_t *order;         /* tensors: those decomposed by their factors first, then the others, ascending */
+    size_t by_factors;
+    double *square;        /* [tensors] ‖D‖² of each */
 };
 
 /* ---- layout of the file --------------------------------------------------------------------------------------------------- */
@@ -128,16 +133,23 @@ static double sum_squares(const struct writer *writer, const float *numbers, siz
     return sum;
 }
 
+/* Leaves in `found` what was stored. */
+static hm_status store_factors(struct writer *writer, size_t e, hm_low_rank *found, hm_error *err)
+{
+    hm_lora_entry *entry = &writer->list.entries[e];
+    float alpha = (float)entry->rank;
+    entry->square = found->square;
+    HM_TRY(store(writer, e, PLACE_UP, found->up, entry->rows * found->rank, err));
+    HM_TRY(store(writer, e, PLACE_DOWN, found->down, found->rank * entry->columns, err));
+    return store(writer, e, PLACE_ALPHA, &alpha, 1, err);
+}
+
 static hm_status write_factors(struct writer *writer, size_t e, float *d, const char *name, hm_error *err)
 {
     hm_lora_entry *entry = &writer->list.entries[e];
     hm_low_rank found;
-    float alpha = (float)entry->rank;
     HM_TRY(hm_low_rank_find(&found, writer->blas, d, entry->rows, entry->columns, entry->rank, e, name, err));
-    entry->square = found.square;
-    hm_status status = store(writer, e, PLACE_UP, found.up, entry->rows * found.rank, err);
-    if (status == HM_OK) status = store(writer, e, PLACE_DOWN, found.down, found.rank * entry->columns, err);
-    if (status == HM_OK) status = store(writer, e, PLACE_ALPHA, &alpha, 1, err);
+    hm_status status = store_factors(writer, e, &found, err);
     if (status == HM_OK) {
         /* What is left, of the numbers as stored: in columns, Dᵀ −= downᵀ · upᵀ. */
         writer->blas->gemm('N', 'N', entry->columns, entry->rows, found.rank, -1, found.down, entry->columns, found.up,
@@ -166,14 +178,31 @@ static hm_status write_whole(struct writer *writer, size_t e, float *d, const ch
     return status;
 }
 
+static bool is_carried(const hm_lora_list *list, size_t tensor)
+{
+    return list->first[tensor] < list->first[tensor + 1];
+}
+
+/* In the order of the tensors, not in that in which threads came to their ends: so the last digits are always the same. */
+static hm_lora_sums add_up(const struct writer *writer)
+{
+    hm_lora_sums sums = {0};
+    for (size_t t = 0; t < writer->difference->count; t++) {
+        sums.square += writer->square[t];
+        if (is_carried(&writer->list, t)) continue;
+        sums.lost_square += writer->square[t];
+        sums.lost++;
+    }
+    return sums;
+}
+
 static hm_status write_tensor(void *user, size_t tensor, float *numbers, hm_error *err)
 {
     struct writer *writer = user;
     const hm_lora_list *list = &writer->list;
     const char *name = writer->difference->name[tensor];
     double square = 0;
-    bool carried = list->first[tensor] < list->first[tensor + 1];
-    if (!carried) square = sum_squares(writer, numbers, (size_t)writer->difference->elements[tensor]);
+    if (!is_carried(list, tensor)) square = sum_squares(writer, numbers, (size_t)writer->difference->elements[tensor]);
     for (size_t e = list->first[tensor]; e < list->first[tensor + 1]; e++) {
         hm_lora_entry *entry = &list->entries[e];
         size_t count = entry->rows * entry->columns;
@@ -187,137 +216,108 @@ static hm_status write_tensor(void *user, size_t tensor, float *numbers, hm_erro
         square += entry->square;
     }
     if (!isfinite(square)) return hm_fail(err, HM_ERR_MISMATCH, NULL, name, "the difference holds NaN or Inf");
-    pthread_mutex_lock(&writer->lock);
-    writer->square += square;
-    writer->lost_square += carried ? 0 : square;
-    writer->lost += carried ? 0 : 1;
-    pthread_mutex_unlock(&writer->lock);
+    writer->square[tensor] = square;
     return HM_OK;
 }
 
-/* ---- what is said about it ------------------------------------------------------------------------------------------------ */
+/* ---- the same by the factors of a tensor ----------------------------------------------------------------------------------- */
 
-struct ranks {
-    size_t layers, least, most;
-};
-
-static struct ranks ranks_of(const hm_lora_list *list)
+static hm_status decompose_factors(struct writer *writer, const hm_blas *blas, const hm_factor_matrix *matrix, size_t e,
+                                   const char *name, hm_error *err)
 {
-    struct ranks ranks = {.least = SIZE_MAX};
-    for (size_t e = 0; e < list->count; e++) {
-        size_t rank = list->entries[e].rank;
-        if (rank == 0) continue;
-        ranks.layers++;
-        if (list->entries[e].kind != HM_LORA_FACTORS) continue;
-        if (rank < ranks.least) ranks.least = rank;
-        if (rank > ranks.most) ranks.most = rank;
+    hm_lora_entry *entry = &writer->list.entries[e];
+    size_t first = entry->part.index * entry->rows;
+    hm_low_rank found;
+    HM_TRY(hm_low_rank_of_factors(&found, blas, matrix, first, entry->rows, entry->rank, name, err));
+    hm_status status = HM_OK;
+    entry->square = entry->rest = entry->rest_stored = found.square;
+    if (entry->rank > 0) status = store_factors(writer, e, &found, err);
+    if (status == HM_OK && entry->rank > 0) status = hm_factor_rest(&entry->rest_stored, blas, matrix, first, &found, err);
+    if (entry->rank > 0) entry->rest = fmin(found.rest, entry->rest_stored);
+    hm_low_rank_clear(&found);
+    return status;
+}
+
+static hm_status write_by_factors(void *user, size_t i, unsigned worker, const hm_blas *blas, hm_error *err)
+{
+    struct writer *writer = user;
+    (void)worker;
+    const hm_lora_list *list = &writer->list;
+    size_t tensor = writer->order[i];
+    const char *name = writer->difference->name[tensor];
+    hm_factor_matrix matrix;
+    double square = 0;
+    HM_TRY(hm_difference_factors(&matrix, writer->difference, tensor, err));
+    hm_status status = HM_OK;
+    for (size_t e = list->first[tensor]; status == HM_OK && e < list->first[tensor + 1]; e++) {
+        status = decompose_factors(writer, blas, &matrix, e, name, err);
+        square += list->entries[e].square;
     }
-    if (ranks.least == SIZE_MAX) ranks.least = 0;
-    return ranks;
+    if (!is_carried(list, tensor)) {
+        hm_low_rank found;
+        status = hm_low_rank_of_factors(&found, blas, &matrix, 0, matrix.rows, 0, name, err);
+        if (status == HM_OK) square = found.square;
+        if (status == HM_OK) hm_low_rank_clear(&found);
+    }
+    hm_factor_matrix_clear(&matrix);
+    writer->square[tensor] = square;
+    return status;
 }
 
-static double relative(double rest, double square)
+static uint64_t factors_memory(void *user, size_t i)
 {
-    return square > 0 ? sqrt(rest / square) : 0;
+    const struct writer *writer = user;
+    const hm_difference *difference = writer->difference;
+    size_t tensor = writer->order[i], rank = hm_difference_rank(difference, tensor);
+    uint64_t rows = difference->like[tensor]->shape[0], columns = difference->elements[tensor] / rows;
+    return rank * (3 * (rows + columns) + 5 * rank) * sizeof(double);
 }
 
-struct block {
-    char name[128];
-    size_t first; /* entry */
-    double square, rest;
-};
-
-static int by_name(const void *a, const void *b)
+/* Counted as a dense pass counts: read, and visited. */
+static uint64_t factors_bytes(void *user, size_t i)
 {
-    const struct block *x = a, *y = b;
-    int order = strcmp(x->name, y->name);
-    return order != 0 ? order : x->first < y->first ? -1 : x->first > y->first;
+    const struct writer *writer = user;
+    const hm_dense *dense = &writer->difference->dense;
+    uint64_t bytes = 0;
+    for (size_t r = 0; r < dense->row_count; r++) {
+        uint32_t index = dense->rows[r].index[writer->order[i] * dense->rows[r].stride];
+        if (index != HM_ABSENT) bytes += 2 * dense->rows[r].source->header.tensors[index].bytes;
+    }
+    return bytes;
 }
 
-static int by_place(const void *a, const void *b)
-{
-    const struct block *x = a, *y = b;
-    return x->first < y->first ? -1 : x->first > y->first;
-}
-
-/* Sums over the layers of each block, in the order in which the blocks begin; returns how many there are.  `blocks` has room
- * for one per layer. */
-static size_t sum_blocks(const struct writer *writer, struct block *blocks)
+static bool goes_by_factors(const struct writer *writer, size_t tensor)
 {
     const hm_lora_list *list = &writer->list;
-    size_t count = 0;
-    for (size_t e = 0; e < list->count; e++) {
-        const hm_lora_entry *entry = &list->entries[e];
-        blocks[e] = (struct block){.first = e, .square = entry->square, .rest = entry->rest_stored};
-        hm_name_block(writer->difference->name[entry->tensor], blocks[e].name, sizeof blocks[e].name);
+    const hm_tensor_info *like = writer->difference->like[tensor];
+    size_t rank = hm_difference_rank(writer->difference, tensor), asked = 0;
+    if (rank == 0) return false;
+    for (size_t e = list->first[tensor]; e < list->first[tensor + 1]; e++) {
+        if (list->entries[e].kind != HM_LORA_FACTORS) return false;
+        if (list->entries[e].rank > asked) asked = list->entries[e].rank;
     }
-    qsort(blocks, list->count, sizeof *blocks, by_name);
-    for (size_t e = 0; e < list->count; e++) {
-        if (count > 0 && strcmp(blocks[count - 1].name, blocks[e].name) == 0) {
-            blocks[count - 1].square += blocks[e].square;
-            blocks[count - 1].rest += blocks[e].rest;
-        } else {
-            blocks[count++] = blocks[e];
-        }
-    }
-    qsort(blocks, count, sizeof *blocks, by_place);
-    return count;
+    return rank <= like->shape[0] && rank <= writer->difference->elements[tensor] / like->shape[0] &&
+           (rank <= FACTORS_RANK || rank <= asked);
 }
 
-static void put_blocks(hm_text *text, const struct writer *writer, double total)
+/* Fills order and by_factors, and makes room for the squares. */
+static hm_status share_out(struct writer *writer, hm_error *err)
 {
-    struct block *blocks = hm_alloc(writer->list.count, sizeof *blocks);
-    if (blocks == NULL) {
-        text->failed = true;
-        return;
+    size_t count = writer->difference->count, rest = 0;
+    writer->order = hm_alloc(2 * count, sizeof *writer->order);
+    writer->square = hm_alloc(count, sizeof *writer->square);
+    if (writer->order == NULL || writer->square == NULL) return hm_fail_memory(err, "the list of tensors");
+    for (size_t t = 0; t < count; t++) {
+        if (goes_by_factors(writer, t))
+            writer->order[writer->by_factors++] = t;
+        else
+            writer->order[count + rest++] = t;
     }
-    size_t count = sum_blocks(writer, blocks);
-    hm_text_put(text, ",\"blocks\":{");
-    for (size_t b = 0; b < count; b++) {
-        if (b > 0) hm_text_put(text, ",");
-        hm_json_string(text, blocks[b].name);
-        hm_text_put(text, ":{\"relative_error\":");
-        hm_json_number(text, relative(blocks[b].rest, blocks[b].square));
-        hm_text_put(text, ",\"share\":");
-        hm_json_number(text, total > 0 ? blocks[b].square / total : 0);
-        hm_text_put(text, "}");
-    }
-    hm_text_put(text, "}");
-    hm_release(blocks);
+    memmove(writer->order + writer->by_factors, writer->order + count, rest * sizeof *writer->order);
+    return HM_OK;
 }
 
-static void put_report(hm_text *text, const struct writer *writer)
-{
-    const hm_lora_list *list = &writer->list;
-    struct ranks ranks = ranks_of(list);
-    double square = 0, rest = 0, rest_stored = 0, worst = -1;
-    const char *worst_name = "";
-    for (size_t e = 0; e < list->count; e++) {
-        const hm_lora_entry *entry = &list->entries[e];
-        square += entry->square;
-        rest += entry->rest;
-        rest_stored += entry->rest_stored;
-        if (relative(entry->rest_stored, entry->square) <= worst) continue;
-        worst = relative(entry->rest_stored, entry->square);
-        worst_name = writer->difference->name[entry->tensor];
-    }
-    hm_text_put(text, "{\"format\":");
-    hm_json_string(text, hm_lora_format_name(list->format));
-    hm_text_format(text, ",\"tensors\":%zu,\"bytes\":%llu,\"rank\":{\"least\":%zu,\"most\":%zu},\"relative_error\":",
-                   ranks.layers, (unsigned long long)writer->out.end, ranks.least, ranks.most);
-    hm_json_number(text, relative(rest_stored, square));
-    hm_text_put(text, ",\"relative_error_unrounded\":");
-    hm_json_number(text, relative(rest, square));
-    hm_text_put(text, ",\"worst\":{\"tensor\":");
-    hm_json_string(text, worst_name);
-    hm_text_put(text, ",\"relative_error\":");
-    hm_json_number(text, worst > 0 ? worst : 0);
-    hm_text_put(text, "}");
-    put_blocks(text, writer, writer->square);
-    hm_text_format(text, ",\"not_carried\":{\"tensors\":%zu,\"share\":", writer->lost);
-    hm_json_number(text, writer->square > 0 ? writer->lost_square / writer->square : 0);
-    hm_text_put(text, "}}");
-}
+/* ---- what is said in the file -------------------------------------------------------------------------------------------- */
 
 /* What made it: {"type":"hyper-merge","lora":{…}}; for a blend the hyper-model and the multipliers, else the two files. */
 struct origin {
@@ -361,7 +361,7 @@ static const char *base_version(const char *family)
 static hm_status make_meta(hm_meta_list *meta, const struct writer *writer, const struct origin *origin, const char *path,
                            const char *data_hash, hm_error *err)
 {
-    struct ranks ranks = ranks_of(&writer->list);
+    hm_lora_ranks ranks = hm_lora_ranks_of(&writer->list);
     const char *family = writer->difference->family, *architecture = hm_family_architecture(family);
     hm_text text = {0}, dimension = {0}, hash = {0};
     char *title = hm_title_of(path), date[11];
@@ -376,8 +376,10 @@ static hm_status make_meta(hm_meta_list *meta, const struct writer *writer, cons
     } else {
         hm_utc_date(date);
         hm_meta_add(meta, "format", "pt");
-        hm_meta_add(meta, "ss_v2", strncmp(family, "sd2", 3) == 0 ? "True" : "False");
-        hm_meta_add(meta, "ss_base_model_version", base_version(family));
+        if (strcmp(family, "lora") != 0) { /* else nobody knows for which model it is */
+            hm_meta_add(meta, "ss_v2", strncmp(family, "sd2", 3) == 0 ? "True" : "False");
+            hm_meta_add(meta, "ss_base_model_version", base_version(family));
+        }
         hm_meta_add(meta, "ss_network_module", "networks.lora");
         hm_meta_add(meta, "ss_network_dim", dimension.data);
         hm_meta_add(meta, "ss_network_alpha", dimension.data);
@@ -420,14 +422,48 @@ static hm_status check_options(const hm_lora_options *options, hm_error *err)
     return HM_OK;
 }
 
+/* Progress of the dense pass where another came before it. */
+struct second_pass {
+    const hm_job *job;
+    uint64_t before;
+};
+
+static int second_progress(void *user, uint64_t done, uint64_t total)
+{
+    const struct second_pass *second = user;
+    return second->job->progress(second->job->user, second->before + done, second->before + total);
+}
+
 static hm_status decompose_and_write(struct writer *writer, hm_job *job, hm_error *err)
 {
     hm_dense dense = writer->difference->dense;
     dense.visit = write_tensor;
     dense.user = writer;
+    HM_TRY(share_out(writer, err));
+    struct second_pass second = {.job = job};
+    hm_job own = job != NULL ? *job : (hm_job){0};
+    size_t count = writer->difference->count, by_factors = writer->by_factors;
+    if (by_factors > 0) {
+        hm_factor_work work = {.count = by_factors, .memory = factors_memory, .bytes = factors_bytes, .run = write_by_factors,
+                               .user = writer};
+        for (size_t i = 0; i < by_factors; i++) second.before += factors_bytes(writer, i);
+        for (size_t i = by_factors; i < count; i++) work.later_bytes += factors_bytes(writer, i);
+        HM_TRY(hm_factor_crew_run(&work, &own, err));
+        own.out_cached_bytes -= second.before / 2; /* they were read once */
+        dense.chosen = writer->order + by_factors;
+        dense.chosen_count = count - by_factors;
+        if (own.progress != NULL) own.progress = second_progress;
+        own.user = &second;
+    }
     HM_TRY(hm_blas_begin(&writer->blas, err));
-    hm_status status = hm_dense_run(&dense, job, err);
+    hm_status status = by_factors < count ? hm_dense_run(&dense, &own, err) : HM_OK;
     hm_blas_end();
+    if (job != NULL) {
+        job->out_direct_bytes = own.out_direct_bytes;
+        job->out_cached_bytes = own.out_cached_bytes;
+        job->out_total_bytes = second.before + (by_factors < count ? own.out_total_bytes : 0);
+        job->out_seconds = own.out_seconds;
+    }
     return status;
 }
 
@@ -448,7 +484,8 @@ static hm_status write_file(struct writer *writer, const struct origin *origin, 
     hm_text report = {0};
     char *json = NULL;
     if (status == HM_OK && out_json != NULL) {
-        put_report(&report, writer);
+        hm_lora_sums sums = add_up(writer);
+        hm_lora_put_report(&report, &writer->list, &sums, writer->out.end);
         status = hm_give_text(&report, &json, err);
     }
     if (status == HM_OK) status = hm_output_publish(&writer->out, err);
@@ -481,17 +518,17 @@ static hm_status write_lora(const hm_difference *difference, const struct origin
     HM_TRY(hm_lora_format_for(difference->family, options->format, &format, err));
     HM_TRY(check_target(&writer, origin, path, err));
     HM_TRY(hm_lora_list_make(&writer.list, difference, format, options->whole, rank, err));
-    pthread_mutex_init(&writer.lock, NULL);
     hm_status status = HM_OK;
     if (options->bytes > 0 || options->error > 0)
         status = hm_lora_choose_ranks(&writer.list, options->bytes, options->error, size, job, err);
     if (status == HM_OK) status = lay_out(&writer, err);
     if (status == HM_OK) status = write_file(&writer, origin, path, out_json, job, err);
-    pthread_mutex_destroy(&writer.lock);
     hm_lora_list_clear(&writer.list);
     hm_release(writer.infos);
     hm_release(writer.names);
     hm_release(writer.place);
+    hm_release(writer.order);
+    hm_release(writer.square);
     return status;
 }
 

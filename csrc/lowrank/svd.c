@@ -4,6 +4,7 @@
  * takes the singular value decomposition of M·V.  Keeping all blocks instead of the last one, as subspace iteration does,
  * reaches the same error with narrower blocks: 8 products of width 0.56 r instead of 6 of width r + 16 (and M·V costs one
  * more product only, since the iteration made the others).
+ * Where factors are known that are nearly right, they are the first block, and one product with MᵀM more is enough.
  * Musco and Musco, "Randomized block Krylov methods for stronger and faster approximate singular value decomposition", 2015.
  *
  * Blocks are orthonormalised by Cholesky: it is all matrix products.  In f64, because a block of a decaying spectrum is close
@@ -19,8 +20,9 @@
 #include "base/error.h"
 #include "base/memory.h"
 
-#define STEPS 3  /* products with MᵀM after the first block */
-#define BLOCKS (STEPS + 1)
+#define BLOCKS 4u      /* of the basis: the first one, and three products with MᵀM */
+#define NEAR_BLOCKS 2u /* where the first block is a good one already; it is wider by NEAR_MORE columns than the rank */
+#define NEAR_MORE 8u
 /* Below it all products with the matrix scaled by 1/‖A‖ would leave the range of f32. */
 #define SMALLEST_SQUARE 1e-60
 #define LARGEST_SQUARE 1e60
@@ -33,10 +35,12 @@ struct matrix {
     size_t small, large; /* sides */
     bool rows_are_small;
     float scale; /* 1/‖A‖: keeps powers of MᵀM in range */
+    const float *up, *down; /* NULL, or factors of a matrix that is near */
 };
 
 struct work {
     size_t width, block;  /* columns of the basis, of one block */
+    size_t blocks;
     float *basis;         /* V [small × width] */
     float *image;         /* M·V/‖A‖ [large × width] */
     double *exact;        /* V in f64 [small × width], and behind it a second block of scratch */
@@ -149,12 +153,22 @@ static bool orthonormalise(const struct matrix *m, const struct work *w, size_t 
     return true;
 }
 
-/* Fills basis and image.  The first block of the basis passes through `image` as the random start. */
-static bool iterate(const struct matrix *m, const struct work *w, uint64_t seed)
+/* The first block of the basis: what is known of a matrix nearby, and random combinations, which pass through `image`. */
+static void begin(const struct matrix *m, const struct work *w, size_t rank, uint64_t seed)
 {
-    random_signs(w->image, m->large * w->block, seed);
-    to_small(m, w->image, w->block, w->basis);
-    for (size_t b = 0; b < BLOCKS; b++) {
+    size_t known = m->up != NULL ? rank : 0;
+    if (known > 0 && !m->rows_are_small) memcpy(w->basis, m->down, known * m->small * sizeof *w->basis);
+    for (size_t k = 0; k < known && m->rows_are_small; k++)
+        for (size_t i = 0; i < m->small; i++) w->basis[k * m->small + i] = m->up[i * rank + k];
+    random_signs(w->image, m->large * (w->block - known), seed);
+    to_small(m, w->image, w->block - known, w->basis + known * m->small);
+}
+
+/* Fills basis and image. */
+static bool iterate(const struct matrix *m, const struct work *w, size_t rank, uint64_t seed)
+{
+    begin(m, w, rank, seed);
+    for (size_t b = 0; b < w->blocks; b++) {
         float *v = w->basis + b * w->block * m->small, *y = w->image + b * w->block * m->large;
         if (b > 0) to_small(m, y - w->block * m->large, w->block, v);
         if (!orthonormalise(m, w, b)) return false;
@@ -238,9 +252,10 @@ static size_t block_of(size_t rank)
 
 static hm_status decompose(const struct matrix *m, uint64_t seed, const char *name, hm_low_rank *out, hm_error *err)
 {
-    struct work w = {.block = block_of(out->rank)};
-    bool all = m->small <= BLOCKS * w.block;
-    w.width = all ? m->small : BLOCKS * w.block;
+    struct work w = {.block = block_of(out->rank), .blocks = BLOCKS};
+    if (m->up != NULL) w = (struct work){.block = (out->rank + NEAR_MORE + 3) / 4 * 4, .blocks = NEAR_BLOCKS};
+    bool all = m->small <= w.blocks * w.block;
+    w.width = all ? m->small : w.blocks * w.block;
     w.image = hm_alloc_pages(m->large * w.width * sizeof *w.image);
     w.basis = hm_alloc_pages(m->small * w.width * sizeof *w.basis);
     w.coefficients = hm_alloc(w.width * w.width, sizeof *w.coefficients);
@@ -254,7 +269,7 @@ static hm_status decompose(const struct matrix *m, uint64_t seed, const char *na
         status = hm_fail_memory(err, "a low-rank decomposition");
     } else {
         if (all) take_all(m, &w);
-        if ((!all && !iterate(m, &w, seed)) || !diagonalise(m, &w))
+        if ((!all && !iterate(m, &w, out->rank, seed)) || !diagonalise(m, &w))
             status = hm_fail(err, HM_ERR_MISMATCH, NULL, name, "the low-rank decomposition did not converge");
         else
             status = take_factors(m, &w, out, err);
@@ -265,6 +280,12 @@ static hm_status decompose(const struct matrix *m, uint64_t seed, const char *na
 
 hm_status hm_low_rank_find(hm_low_rank *out, const hm_blas *blas, const float *a, size_t rows, size_t columns, size_t rank,
                            uint64_t seed, const char *name, hm_error *err)
+{
+    return hm_low_rank_refine(out, blas, a, rows, columns, rank, NULL, NULL, seed, name, err);
+}
+
+hm_status hm_low_rank_refine(hm_low_rank *out, const hm_blas *blas, const float *a, size_t rows, size_t columns, size_t rank,
+                             const float *up, const float *down, uint64_t seed, const char *name, hm_error *err)
 {
     if (rows > INT_MAX || columns > INT_MAX) /* OpenBLAS counts so */
         return hm_fail(err, HM_ERR_MISMATCH, NULL, name, "has a side of more than %d numbers, too many to decompose", INT_MAX);
@@ -283,7 +304,7 @@ hm_status hm_low_rank_find(hm_low_rank *out, const hm_blas *blas, const float *a
     } else {
         struct matrix m = {.blas = blas, .a = a, .leading = columns, .small = least(rows, columns),
                            .large = rows < columns ? columns : rows, .rows_are_small = rows <= columns,
-                           .scale = (float)(1 / sqrt(found.square))};
+                           .scale = (float)(1 / sqrt(found.square)), .up = up, .down = down};
         status = decompose(&m, seed, name, &found, err);
     }
     if (status == HM_OK)

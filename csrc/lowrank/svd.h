@@ -20,6 +20,10 @@ typedef struct hm_low_rank {
  * HM_ERR_MISMATCH for a matrix that holds NaN or Inf or is too large, HM_ERR_MEMORY.  Free with hm_low_rank_clear. */
 hm_status hm_low_rank_find(hm_low_rank *out, const hm_blas *blas, const float *a, size_t rows, size_t columns, size_t rank,
                            uint64_t seed, const char *name, hm_error *err);
+/* The same, begun at the factors of a matrix that was nearly this one, rank of them and none of zeros: less than half the
+ * work, with an error that is that of hm_low_rank_find where they were near. */
+hm_status hm_low_rank_refine(hm_low_rank *out, const hm_blas *blas, const float *a, size_t rows, size_t columns, size_t rank,
+                             const float *up, const float *down, uint64_t seed, const char *name, hm_error *err);
 void hm_low_rank_clear(hm_low_rank *low_rank);
 
 #endif

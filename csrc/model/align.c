@@ -127,9 +127,14 @@ hm_status hm_align(hm_alignment *out, hm_source *const *sources, size_t count, h
         while (out->carrier < out->party_count && out->parties[out->carrier] != carrier) out->carrier++;
         if (out->carrier == out->party_count) out->parties[out->party_count++] = carrier;
     }
-    for (size_t p = 0; p < out->party_count; p++) out->families[p] = hm_family(out->parties[p]);
+    for (size_t p = 0; p < out->party_count; p++)
+        out->families[p] = out->parties[p]->is_lora ? out->parties[p]->lora_family : hm_family(out->parties[p]);
     HM_TRY(collect_entries(out, err));
-    return collect_groups(out, err);
+    HM_TRY(collect_groups(out, err));
+    /* A LoRA stands for its base with some tensors changed: it lacks no part. */
+    for (size_t p = 0; p < out->checked_count; p++)
+        for (size_t i = 0; out->parties[p]->is_lora && i < out->part_count; i++) out->parts[i].seen[p] = true;
+    return HM_OK;
 }
 
 void hm_align_clear(hm_alignment *alignment)

@@ -13,6 +13,7 @@ static const char *const vae_prefixes[] = {"first_stage_model.", "vae.", ""};
 static const char *const lora_endings[] = {
     ".lora_up.weight", ".lora_down.weight", ".lora_A.weight", ".lora_B.weight", ".lora_A.default.weight",
     ".lora_B.default.weight", "_lora.up.weight", "_lora.down.weight", ".lora.up.weight", ".lora.down.weight",
+    ".lora_linear_layer.up.weight", ".lora_linear_layer.down.weight", ".lora_up", ".lora_down", ".lora_A", ".lora_B",
     ".lora_mid.weight", ".hada_w1_a", ".hada_w2_a", ".lokr_w1", ".lokr_w2", ".lokr_w1_a", ".lokr_w2_a", ".oft_blocks",
     ".dora_scale",
 };

@@ -205,6 +205,14 @@ static size_t block_length(const char *rest, unsigned depth)
     return first;
 }
 
+/* Layers of LoRAs have names without dots: up to the first number behind an underscore, "lora_unet_down_blocks_0". */
+static size_t lora_block_length(const char *name)
+{
+    size_t at = strcspn(name, "_");
+    while (name[at] == '_' && strspn(name + at + 1, "0123456789") == 0) at += 1 + strcspn(name + at + 1, "_");
+    return name[at] == '_' ? at + 1 + strspn(name + at + 1, "0123456789") : at;
+}
+
 void hm_name_block(const char *name, char *out, size_t capacity)
 {
     if (capacity == 0) return;
@@ -218,6 +226,9 @@ void hm_name_block(const char *name, char *out, size_t capacity)
         prefix = "text_encoder_";
         block = name + strlen(place->prefix);
         length = strcspn(block, ".");
+    } else if (place == NULL && begins(name, "lora_") && strchr(name, '.') == NULL) {
+        block = name;
+        length = lora_block_length(name);
     } else if (place == NULL && hm_name_component(name) == OTHER) {
         block = "other";
         length = strlen(block);

@@ -27,7 +27,8 @@ typedef struct hm_plan {
     hm_source *carrier;    /* base, or one of the sources, or a file of its own; reference held */
     size_t count;
     hm_plan_tensor *tensors;   /* merged and copied, in the usual order (hm_tensor_usual_order) */
-    uint32_t *index;           /* [count × source_count]: tensor t in source s, HM_ABSENT unless merged */
+    uint32_t *index;           /* [count × source_count]: tensor t in source s, HM_ABSENT unless merged; also where a LoRA
+                                * (is_lora) does not change it */
     uint32_t *base_index;      /* [count]; all HM_ABSENT without a base file */
     size_t merged_count;
     uint64_t merged_elements;
@@ -43,11 +44,12 @@ typedef struct hm_plan {
  * no base the plan is that file alone.  Tensors whose name begins with HM_OWN_PREFIX take no part (the base may be a
  * hyper-model); a merged tensor is float, not empty, and of one shape in all sources and the base.
  * Refusals (HM_ERR_MISMATCH unless said otherwise; each names files and, for lists, the first few tensors):
- *   another family; a LoRA or a diffusers shard among checkpoints; a merged tensor whose shape differs (9 input
- *   channels are called what they are: an inpainting model) or that some input lacks, unless selection->common; a whole
- *   component absent in some inputs is no error (but the denoiser, without `common`): it is copied, with a note; v_pred
- *   in some but not all; scaled fp8 in a component that is to be merged; a hyper-model as source; nothing left to
- *   merge; a glob without a match in the carrier, or no or more than HM_MAX_MEMBERS sources (HM_ERR_ARGUMENT). */
+ *   another family; a LoRA as it was opened (lowrank/lora_read.h makes sources of them); a diffusers shard; a merged
+ *   tensor whose shape differs (9 input channels are called what they are: an inpainting model) or that some input
+ *   lacks, unless selection->common; a whole component absent in some inputs is no error (but the denoiser, without
+ *   `common`): it is copied, with a note; v_pred in some but not all; scaled fp8 in a component that is to be merged; a
+ *   hyper-model as source; nothing left to merge; a glob without a match in the carrier, or no or more than
+ *   HM_MAX_MEMBERS sources (HM_ERR_ARGUMENT). */
 hm_status hm_plan_make(hm_plan **out, hm_source *const *sources, size_t count, hm_source *base, hm_source *carrier,
                        const hm_selection *selection, hm_error *err);
 /* Adds a line; control characters in it are shown as '?'. */

@@ -79,12 +79,18 @@ static const char *prediction_kind(const hm_source *source)
 
 static hm_status check_predictions(const hm_alignment *a, hm_error *err)
 {
-    const char *first = prediction_kind(a->parties[0]);
-    for (size_t p = 1; p < a->checked_count; p++) {
+    const char *first = NULL;
+    size_t which = 0;
+    for (size_t p = 0; p < a->checked_count; p++) {
+        if (a->parties[p]->is_lora) continue;
         const char *kind = prediction_kind(a->parties[p]);
+        if (first == NULL) {
+            first = kind;
+            which = p;
+        }
         if (strcmp(kind, first) == 0) continue;
         return hm_fail(err, HM_ERR_MISMATCH, label(a, p), NULL,
-                       "is %s, while %.200s is %s; these do not mix: leave one kind out", kind, hm_party_label(a, 0),
+                       "is %s, while %.200s is %s; these do not mix: leave one kind out", kind, hm_party_label(a, which),
                        first);
     }
     return HM_OK;
@@ -93,7 +99,7 @@ static hm_status check_predictions(const hm_alignment *a, hm_error *err)
 hm_status hm_check_parties(const hm_alignment *a, hm_error *err)
 {
     for (size_t p = 0; p < a->checked_count; p++) {
-        if (strcmp(a->families[p], "lora") == 0)
+        if (strcmp(a->families[p], "lora") == 0 && !a->parties[p]->is_lora)
             return hm_fail(err, HM_ERR_MISMATCH, label(a, p), NULL,
                            "is a LoRA, not a checkpoint; averages of its factors mean nothing: leave it out, or merge "
                            "it into a checkpoint first");
@@ -154,9 +160,11 @@ static size_t checked_entries(const hm_alignment *a, const hm_group *group)
 /* The first entry that does not fit the group's first, and why; HM_MISSING gives no entry. */
 static hm_misfit first_misfit(const hm_alignment *a, const hm_group *group, const hm_entry **which)
 {
-    size_t n = checked_entries(a, group);
+    size_t n = checked_entries(a, group), lacking = 0;
     *which = NULL;
-    if (n < a->checked_count) return HM_MISSING;
+    for (size_t p = 0; n < a->checked_count && p < a->checked_count; p++)
+        lacking += !a->parties[p]->is_lora && hm_group_entry(group, p) == NULL ? 1 : 0;
+    if (lacking > 0 || n == 0) return HM_MISSING;
     const hm_tensor_info *first = hm_entry_tensor(a, &group->entries[0]);
     for (size_t i = 0; i < n; i++) {
         const hm_tensor_info *tensor = hm_entry_tensor(a, &group->entries[i]);
@@ -214,7 +222,7 @@ static size_t explain_misfit(const hm_alignment *a, const hm_group *group, line 
     const char *first_label = hm_party_label(a, first->party);
     if (misfit == HM_MISSING) {
         size_t absent = 0;
-        while (hm_group_entry(group, absent) != NULL) absent++;
+        while (a->parties[absent]->is_lora || hm_group_entry(group, absent) != NULL) absent++;
         add(to, "absent, while %.100s has it", first_label);
         return absent;
     }
@@ -230,7 +238,8 @@ static size_t explain_misfit(const hm_alignment *a, const hm_group *group, line 
     return which->party;
 }
 
-/* A file that meets no other in any name is another network, and a list of names would only hide that. */
+/* A file that meets no other in any name is another network, and a list of names would only hide that.  (LoRAs were compared
+ * with the base before.) */
 static hm_status refuse_strangers(const hm_alignment *a, hm_error *err)
 {
     size_t names[HM_PARTIES] = {0}, shared[HM_PARTIES] = {0};
@@ -242,7 +251,7 @@ static hm_status refuse_strangers(const hm_alignment *a, hm_error *err)
         }
     }
     for (size_t p = a->checked_count; p-- > 0;) /* of two strangers the later one is named */
-        if (names[p] > 0 && shared[p] == 0)
+        if (names[p] > 0 && shared[p] == 0 && !a->parties[p]->is_lora)
             return hm_fail(err, HM_ERR_MISMATCH, label(a, p), NULL,
                            "is another network: none of its %zu tensors that could be merged is in %.200s; only models "
                            "of one architecture can be merged",

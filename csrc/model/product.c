@@ -76,13 +76,16 @@ static uint32_t find(const hm_source *source, char *name, size_t stem, const cha
 }
 
 /* The pair to which stored tensor i belongs.  `name` gets the product's name. */
-static hm_status pair_of(const hm_source *source, uint32_t i, role is, size_t stem, char *name, hm_product *out,
+static hm_status pair_of(const hm_source *source, uint32_t i, role is, size_t stem, char *name, hm_factor_pair *out,
                          hm_error *err)
 {
     const hm_tensor_info *tensor = &source->header.tensors[i];
     memcpy(name, tensor->name, stem);
     out->up = is == ROLE_UP ? i : find(source, name, stem, UP);
     out->down = is == ROLE_DOWN ? i : find(source, name, stem, DOWN);
+    out->mid = HM_ABSENT;
+    out->row = 0;
+    out->scale = 1;
     if (out->up == HM_ABSENT || out->down == HM_ABSENT)
         return hm_fail(err, HM_ERR_FORMAT, source->label, tensor->name,
                        "is one factor of two; the other, %s, is missing", is == ROLE_UP ? DOWN : UP);
@@ -103,8 +106,9 @@ hm_status hm_products_fold(hm_source *source, hm_error *err)
     if (factors == 0) return HM_OK;
     hm_tensor_info *offered = hm_alloc(header->count, sizeof *offered);
     source->products = hm_alloc(factors, sizeof *source->products);
+    source->pairs = hm_alloc(factors, sizeof *source->pairs);
     source->product_names = hm_alloc(name_bytes, 1);
-    hm_status status = offered != NULL && source->products != NULL && source->product_names != NULL
+    hm_status status = offered != NULL && source->products != NULL && source->pairs != NULL && source->product_names != NULL
                            ? HM_OK
                            : hm_fail_memory(err, "tensor names");
     size_t count = 0;
@@ -114,14 +118,15 @@ hm_status hm_products_fold(hm_source *source, hm_error *err)
             offered[count++] = header->tensors[i];
             continue;
         }
-        hm_product *product = &source->products[source->product_count];
+        size_t number = source->product_count;
+        hm_factor_pair *pair = &source->pairs[number];
         char *name = source->product_names + at;
-        status = pair_of(source, i, is, stem, name, product, err);
-        if (status != HM_OK || i > product->up || i > product->down) continue; /* met before, at its other factor */
-        status = multiply(source, &header->tensors[product->up], &header->tensors[product->down], &offered[count], err);
+        status = pair_of(source, i, is, stem, name, pair, err);
+        if (status != HM_OK || i > pair->up || i > pair->down) continue; /* met before, at its other factor */
+        status = multiply(source, &header->tensors[pair->up], &header->tensors[pair->down], &offered[count], err);
         offered[count].name = name;
         at += stem + 1;
-        product->tensor = (uint32_t)count++;
+        source->products[number] = (hm_product){.tensor = (uint32_t)count++, .first = (uint32_t)number, .count = 1};
         source->product_count++;
     }
     if (status != HM_OK) {
@@ -141,7 +146,7 @@ static int tensor_order(const void *a, const void *b)
     return x->tensor < y->tensor ? -1 : x->tensor > y->tensor;
 }
 
-static const hm_product *product_of(const hm_source *source, uint32_t tensor)
+const hm_product *hm_source_product(const hm_source *source, uint32_t tensor)
 {
     const hm_product wanted = {.tensor = tensor};
     return bsearch(&wanted, source->products, source->product_count, sizeof wanted, tensor_order);
@@ -149,12 +154,12 @@ static const hm_product *product_of(const hm_source *source, uint32_t tensor)
 
 const hm_tensor_info *hm_source_up(const hm_source *source, uint32_t tensor)
 {
-    return &source->stored[product_of(source, tensor)->up];
+    return &source->stored[source->pairs[hm_source_product(source, tensor)->first].up];
 }
 
 const hm_tensor_info *hm_source_down(const hm_source *source, uint32_t tensor)
 {
-    return &source->stored[product_of(source, tensor)->down];
+    return &source->stored[source->pairs[hm_source_product(source, tensor)->first].down];
 }
 
 hm_status hm_source_as_stored(hm_source **out, hm_source *source, hm_error *err)

@@ -33,6 +33,12 @@ void hm_source_close(hm_source *source)
     if (source == NULL || atomic_fetch_sub_explicit(&source->references, 1, memory_order_acq_rel) > 1) return;
     hm_release(source->by_name);
     if (source->view_of != NULL) {
+        if (source->is_lora) {
+            hm_release(source->header.tensors);
+            hm_release(source->products);
+            hm_release(source->pairs);
+            hm_release(source->product_names);
+        }
         hm_source_close(source->view_of);
         hm_release(source);
         return;
@@ -40,6 +46,7 @@ void hm_source_close(hm_source *source)
     hm_file_close(&source->file);
     hm_header_clear(&source->header);
     hm_release(source->products);
+    hm_release(source->pairs);
     hm_release(source->stored);
     hm_release(source->product_names);
     hm_release(source->name);

@@ -11,6 +11,7 @@
 #define HM_OWN_PREFIX "hypermerge." /* of the directions and corrections in a hyper-model */
 
 typedef struct hm_product hm_product; /* model/product.h */
+typedef struct hm_factor_pair hm_factor_pair;
 
 struct hm_source {
     atomic_uint references;
@@ -21,10 +22,14 @@ struct hm_source {
     uint32_t *by_name;      /* permutation of header.tensors, sorted by name */
     hm_product *products;   /* ascending by tensor */
     size_t product_count;
+    hm_factor_pair *pairs;  /* what the products are made of */
     hm_tensor_info *stored; /* the tensors as they lie in the file, factors one by one; NULL without products */
     size_t stored_count;
     char *product_names;
-    hm_source *view_of;     /* hm_source_as_stored: owns nothing but by_name, and keeps this one */
+    hm_source *view_of;     /* another face of this file, which it keeps: hm_source_as_stored owns nothing but by_name, a LoRA
+                             * (is_lora) its offered tensors, products and names too */
+    bool is_lora;           /* its tensors are differences from a base, and those that it lacks are 0: lowrank/lora_read.h */
+    const char *lora_family; /* of that base, "lora" where none was given; static text */
     hm_file file;           /* files only */
     hm_file_stamp stamp;    /* when opened */
     char header_hash[65];   /* sha256 of the 8 length bytes and the header; "" for borrowed tensors */

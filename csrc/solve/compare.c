@@ -4,6 +4,7 @@
 
 #include "base/error.h"
 #include "io/header_write.h"
+#include "lowrank/lora_read.h"
 #include "solve/questions.h"
 #include "solve/solution.h"
 
@@ -93,7 +94,11 @@ hm_status hm_compare(hm_source *const *sources, size_t count, const hm_selection
     for (size_t i = 0; i < count; i++)
         if (sources[i] == NULL) return hm_fail(err, HM_ERR_ARGUMENT, NULL, NULL, "a model is missing");
     hm_plan *plan = NULL;
-    HM_TRY(hm_plan_make(&plan, sources, count, NULL, NULL, selection, err));
+    hm_source *read[HM_MAX_MEMBERS];
+    HM_TRY(hm_lora_read_all(read, sources, count, NULL, err));
+    hm_status planned = hm_plan_make(&plan, read, count, NULL, NULL, selection, err);
+    for (size_t i = 0; i < count; i++) hm_source_close(read[i]);
+    HM_TRY(planned);
     size_t square = count * count;
     double *about_first = hm_alloc(2 * square, sizeof(double)), *about_mean, to_hull[HM_MAX_MEMBERS], rounding[HM_MAX_MEMBERS];
     hm_status status = HM_OK;

@@ -6,6 +6,7 @@
 #include "base/error.h"
 #include "base/memory.h"
 #include "kernels/kernels.h"
+#include "lowrank/lora_gram.h"
 
 struct gram_pass {
     const hm_gram_spec *spec;
@@ -87,7 +88,7 @@ static void load_rows(const struct gram_pass *pass, const hm_piece *piece, size_
     bool subtract = load_reference(pass, piece, at, n, scratch);
     for (size_t i = pass->first; i < pass->m; i++) {
         float *row = scratch.rows + i * pass->columns;
-        bool plain = !subtract || (spec->plain != NULL && spec->plain[i]);
+        bool plain = !subtract || (spec->plain != NULL && spec->plain[i]) || spec->rows[i].source->is_lora;
         if (piece->raw[i] == NULL) {
             /* Absent counts as zero; of a model that means: no difference, of a direction: none. */
             memset(row, 0, n * sizeof *row);
@@ -209,18 +210,25 @@ static hm_status gram_commit(void *user, const hm_segment *segment, hm_error *er
     return HM_OK;
 }
 
-hm_status hm_gram_measure(hm_gram_result *out, const hm_gram_spec *spec, hm_job *job, hm_error *err)
+static hm_status make_result(hm_gram_result *out, const hm_gram_spec *spec, hm_error *err)
+{
+    *out = (hm_gram_result){.grams = hm_alloc(spec->tensor_count * HM_TRIANGLE(spec->gram_rows, 0), sizeof(double)),
+                            .rounding = hm_alloc(spec->tensor_count, sizeof(double)),
+                            .reference = hm_alloc(spec->tensor_count, sizeof(double)),
+                            .nonfinite = hm_alloc(spec->tensor_count, sizeof(bool))};
+    if (out->grams != NULL && out->rounding != NULL && out->reference != NULL && out->nonfinite != NULL) return HM_OK;
+    hm_gram_clear(out);
+    return hm_fail_memory(err, "the Gram matrices");
+}
+
+static hm_status measure_numbers(hm_gram_result *out, const hm_gram_spec *spec, hm_job *job, hm_error *err)
 {
     size_t m = spec->gram_rows, triangle = HM_TRIANGLE(m, 0);
-    hm_gram_result result = {.grams = hm_alloc(spec->tensor_count * triangle, sizeof(double)),
-                             .rounding = hm_alloc(spec->tensor_count, sizeof(double)),
-                             .reference = hm_alloc(spec->tensor_count, sizeof(double)),
-                             .nonfinite = hm_alloc(spec->tensor_count, sizeof(bool))};
+    hm_gram_result result;
+    HM_TRY(make_result(&result, spec, err));
     uint64_t *sampled = hm_alloc(spec->tensor_count, sizeof *sampled);
-    if (result.grams == NULL || result.rounding == NULL || result.reference == NULL || result.nonfinite == NULL ||
-        sampled == NULL) {
+    if (sampled == NULL) {
         hm_gram_clear(&result);
-        hm_release(sampled);
         return hm_fail_memory(err, "the Gram matrices");
     }
     struct gram_pass pass = {.spec = spec,
@@ -257,6 +265,119 @@ hm_status hm_gram_measure(hm_gram_result *out, const hm_gram_spec *spec, hm_job 
     }
     *out = result;
     return HM_OK;
+}
+
+/* ---- some tensors by their factors, the others by their numbers --------------------------------------------------------- */
+
+/* Progress of the second of two passes. */
+struct second_pass {
+    const hm_job *job;
+    uint64_t before;
+};
+
+static int second_progress(void *user, uint64_t done, uint64_t total)
+{
+    const struct second_pass *second = user;
+    return second->job->progress(second->job->user, second->before + done, second->before + total);
+}
+
+/* The spec of the tensors rest[count] alone; `index` has room for all rows of them. */
+static void narrow(hm_gram_spec *spec, const size_t *rest, size_t count, hm_stream_row *rows, uint32_t *index,
+                   uint64_t *elements, const char **names, hm_dtype *dtypes)
+{
+    const hm_gram_spec all = *spec;
+    for (size_t i = 0; i < count; i++) {
+        elements[i] = all.elements[rest[i]];
+        names[i] = all.names[rest[i]];
+        if (all.mean_dtypes != NULL) dtypes[i] = all.mean_dtypes[rest[i]];
+        for (size_t r = 0; r < all.row_count; r++)
+            index[i * all.row_count + r] = all.rows[r].index[rest[i] * all.rows[r].stride];
+    }
+    for (size_t r = 0; r < all.row_count; r++)
+        rows[r] = (hm_stream_row){.source = all.rows[r].source, .index = index + r, .stride = all.row_count};
+    spec->rows = rows;
+    spec->tensor_count = count;
+    spec->elements = elements;
+    spec->names = names;
+    if (all.mean_dtypes != NULL) spec->mean_dtypes = dtypes;
+}
+
+static hm_status measure_rest(const hm_gram_result *out, const hm_gram_spec *spec, const size_t *rest, size_t count,
+                              uint64_t before, hm_job *job, hm_error *err)
+{
+    size_t triangle = HM_TRIANGLE(spec->gram_rows, 0);
+    hm_stream_row rows[HM_STREAM_ROWS];
+    uint32_t *index = hm_alloc(count * spec->row_count, sizeof *index);
+    uint64_t *elements = hm_alloc(count, sizeof *elements);
+    const char **names = hm_alloc(count, sizeof *names);
+    hm_dtype *dtypes = hm_alloc(count, sizeof *dtypes);
+    hm_gram_spec narrowed = *spec;
+    hm_gram_result part = {0};
+    hm_status status = index != NULL && elements != NULL && names != NULL && dtypes != NULL
+                           ? HM_OK
+                           : hm_fail_memory(err, "the list of tensors");
+    if (status == HM_OK) {
+        struct second_pass second = {.job = job, .before = before};
+        hm_job own = job != NULL ? *job : (hm_job){0};
+        if (own.progress != NULL) own.progress = second_progress;
+        own.user = &second;
+        own.out_direct_bytes = own.out_cached_bytes = 0;
+        own.out_seconds = 0;
+        narrow(&narrowed, rest, count, rows, index, elements, names, dtypes);
+        status = measure_numbers(&part, &narrowed, &own, err);
+        if (job != NULL) {
+            job->out_direct_bytes += own.out_direct_bytes;
+            job->out_cached_bytes += own.out_cached_bytes;
+            job->out_seconds += own.out_seconds;
+        }
+    }
+    for (size_t i = 0; status == HM_OK && i < count; i++) {
+        memcpy(out->grams + rest[i] * triangle, part.grams + i * triangle, triangle * sizeof *part.grams);
+        out->rounding[rest[i]] = part.rounding[i];
+        out->reference[rest[i]] = part.reference[i];
+        out->nonfinite[rest[i]] = part.nonfinite[i];
+    }
+    hm_gram_clear(&part);
+    hm_release(index);
+    hm_release(elements);
+    hm_release(names);
+    hm_release(dtypes);
+    return status;
+}
+
+hm_status hm_gram_measure(hm_gram_result *out, const hm_gram_spec *spec, hm_job *job, hm_error *err)
+{
+    size_t *order = hm_alloc(spec->tensor_count, sizeof *order), factors = 0, rest = 0;
+    uint64_t factor_bytes = 0, rest_bytes = 0;
+    if (order == NULL) return hm_fail_memory(err, "the list of tensors");
+    for (size_t t = 0; t < spec->tensor_count; t++) /* those of factors from the front, the others from the end */
+        if (hm_factor_gram_fits(spec, t)) {
+            order[factors++] = t;
+            factor_bytes += hm_gram_bytes(spec, t);
+        } else {
+            order[spec->tensor_count - ++rest] = t;
+            rest_bytes += hm_gram_bytes(spec, t);
+        }
+    if (factors == 0) {
+        hm_release(order);
+        return measure_numbers(out, spec, job, err);
+    }
+    hm_gram_result result;
+    hm_status status = make_result(&result, spec, err);
+    if (status == HM_OK) {
+        status = hm_factor_gram(&result, spec, order, factors, rest_bytes, job, err);
+        if (status == HM_OK && rest > 0) status = measure_rest(&result, spec, order + factors, rest, factor_bytes, job, err);
+        for (size_t i = 0; i < factors; i++)
+            if (result.nonfinite[order[i]])
+                memset(result.grams + order[i] * HM_TRIANGLE(spec->gram_rows, 0), 0,
+                       HM_TRIANGLE(spec->gram_rows, 0) * sizeof *result.grams);
+    }
+    hm_release(order);
+    if (status == HM_OK)
+        *out = result;
+    else
+        hm_gram_clear(&result);
+    return status;
 }
 
 void hm_gram_clear(hm_gram_result *result)

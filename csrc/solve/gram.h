@@ -2,7 +2,8 @@
  *   G_mn(t) = ⟨X_m(t) − R(t), X_n(t) − R(t)⟩      for the gram rows m, n
  * The reference R is subtracted in f32 before anything is multiplied (weights of one family agree in their leading digits;
  * multiplied first, those digits would cancel afterwards), products are summed in f32 over HM_KERNEL_COLUMNS columns and in
- * f64 from there on. */
+ * f64 from there on.  Where all rows of a tensor are products with nothing subtracted, they are multiplied by their factors
+ * instead: lowrank/lora_gram.h. */
 #ifndef HM_SOLVE_GRAM_H
 #define HM_SOLVE_GRAM_H
 
@@ -16,7 +17,8 @@ typedef struct hm_gram_spec {
     size_t gram_rows;           /* m ≤ 2 · HM_MAX_MEMBERS */
     size_t reference;           /* row that is subtracted (may be one of the gram rows), or HM_GRAM_NO_REFERENCE */
     size_t reference_low;       /* row added to it (base_low), or HM_GRAM_NO_REFERENCE */
-    const bool *plain;          /* [gram_rows]: true = nothing is subtracted from this row (a direction); NULL = none */
+    const bool *plain;          /* [gram_rows]: true = nothing is subtracted from this row (a direction); NULL = none; so with
+                                 * LoRAs (is_lora), whatever stands here */
     size_t tensor_count;
     const uint64_t *elements;
     const char *const *names;   /* [tensor_count], for messages */

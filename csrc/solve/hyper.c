@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "lowrank/hyper_lora.h"
 
 hm_hyper *hm_hyper_keep(hm_hyper *hyper)
 {
@@ -25,6 +26,7 @@ void hm_hyper_close(hm_hyper *hyper)
     for (size_t i = 0; hyper->blocks != NULL && i < hyper->block_count; i++) {
         hm_release(hyper->blocks[i].name);
         hm_release(hyper->blocks[i].gram);
+        hm_release(hyper->blocks[i].explained);
     }
     hm_release(hyper->members);
     hm_release(hyper->blocks);
@@ -37,6 +39,7 @@ void hm_hyper_close(hm_hyper *hyper)
     release_texts(hyper->exclude, hyper->exclude_count);
     release_texts(hyper->unmoved, hyper->unmoved_count);
     hm_release(hyper->base_name);
+    hm_hyper_loras_free(hyper->loras);
     hm_plan_free(hyper->plan);
     hm_release(hyper->moves);
     hm_source_close(hyper->base_file);
@@ -69,6 +72,11 @@ hm_status hm_hyper_document(hm_hyper *hyper, char **out_json, hm_error *err)
     else
         hm_text_clear(&text);
     return status;
+}
+
+bool hm_hyper_is_lora(const hm_hyper *hyper)
+{
+    return hyper->base == HM_BASE_NONE && strcmp(hyper->family, "lora") == 0;
 }
 
 void hm_mean_weights(const hm_hyper *hyper, double *out)
@@ -105,6 +113,15 @@ bool hm_was_merged(const hm_hyper *hyper, const char *name)
 {
     return hm_part_index(hyper, 1, name) != HM_ABSENT || hm_part_index(hyper, 0, name) != HM_ABSENT ||
            bsearch(&name, hyper->unmoved, hyper->unmoved_count, sizeof *hyper->unmoved, hm_text_order) != NULL;
+}
+
+hm_status hm_hyper_need_mixtures(const hm_hyper *hyper, hm_error *err)
+{
+    if (!hyper->ranked) return HM_OK;
+    bool saved = hyper->file != NULL;
+    return hm_fail(err, HM_ERR_ARGUMENT, saved ? hm_source_label(hyper->file) : NULL, NULL,
+                   "its directions are hyper-LoRAs, which cannot be put together from the models: %s",
+                   saved ? "leave out --exact" : "save it first, and use the file");
 }
 
 hm_status hm_hyper_need_base(const hm_hyper *hyper, hm_error *err)

@@ -13,11 +13,13 @@
 #define HM_PREFIX_DIRECTION "hypermerge.direction."
 #define HM_PREFIX_BASE_LOW "hypermerge.base_low."
 #define HM_DOCUMENT_VERSION 1
+#define HM_METHOD_RANKED "hyper-lora" /* what the document calls the method of hyper-LoRAs */
 #define HM_LONGEST_MOVED_NAME 960u /* of a tensor that has directions, so that their names fit into a buffer on the stack */
 
 typedef struct hm_member {
     char *name;
     char header_hash[65], sha256[65]; /* "" = unknown */
+    bool is_lora;
 } hm_member;
 
 /* A block's share in the whole: tensors that people who merge move together. */
@@ -25,7 +27,10 @@ typedef struct hm_block_share {
     char *name;
     hm_component component;
     double *gram; /* [M × M] about the base, unweighted */
+    double *explained; /* [K], of hyper-LoRAs; else NULL: it follows from gram */
 } hm_block_share;
+
+typedef struct hm_hyper_loras hm_hyper_loras; /* lowrank/hyper_lora.h */
 
 struct hm_hyper {
     atomic_uint references;
@@ -39,6 +44,7 @@ struct hm_hyper {
     char **include, **exclude;
     size_t include_count, exclude_count;
     bool common, allow_nonfinite;
+    bool ranked;             /* the directions are hyper-LoRAs: each what it is, and no mixture of the inputs */
     char **unmoved;          /* merged tensors that are equal in all inputs: they have no direction, yet they are not copies;
                               * sorted (hm_text_order) */
     size_t unmoved_count;
@@ -53,6 +59,7 @@ struct hm_hyper {
     double rounding;         /* Σ of squared rounding errors of the mean as it would be stored; 0 for other bases */
     hm_block_share *blocks;
     size_t block_count;
+    hm_hyper_loras *loras;   /* the directions themselves where they are hyper-LoRAs, else NULL */
 
     /* opened */
     hm_source *file;
@@ -67,6 +74,8 @@ hm_dtype hm_output_dtype(const hm_tensor_info *like, hm_dtype asked);
  * them. */
 hm_dtype hm_fine_dtype(hm_dtype stored);
 
+/* Solved or made of LoRAs alone, without a base?  Then the tensors are the LoRAs' layers, and no checkpoint can be made. */
+bool hm_hyper_is_lora(const hm_hyper *hyper);
 /* Weights that sum to 1 (of the mean), for all members. */
 void hm_mean_weights(const hm_hyper *hyper, double *out);
 
@@ -81,6 +90,9 @@ uint32_t hm_part_index(const hm_hyper *hyper, size_t k, const char *name);
 /* Whether a tensor of an opened hyper-model was merged when it was made, rather than copied: it moves, or it is known to be
  * equal in all inputs. */
 bool hm_was_merged(const hm_hyper *hyper, const char *name);
+
+/* HM_ERR_ARGUMENT where the directions are no mixtures of the inputs. */
+hm_status hm_hyper_need_mixtures(const hm_hyper *hyper, hm_error *err);
 
 /* HM_ERR_IO when the linked base of an opened hyper-model was not found: for calls that need its numbers. */
 hm_status hm_hyper_need_base(const hm_hyper *hyper, hm_error *err);

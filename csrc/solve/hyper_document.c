@@ -4,6 +4,7 @@
 #include "base/error.h"
 #include "io/document.h"
 #include "io/header_write.h"
+#include "lowrank/hyper_lora.h"
 #include "solve/hyper.h"
 
 #define BLOCK_GRAM_MARGIN ((size_t)HM_MAX_MEMBERS * 64)
@@ -65,6 +66,7 @@ static void put_members(hm_text *out, const hm_hyper *hyper, const double *resid
         hm_json_string(out, member->name);
         if (member->header_hash[0] != 0) put_pair(out, "header_hash", member->header_hash);
         if (member->sha256[0] != 0) put_pair(out, "sha256", member->sha256);
+        if (member->is_lora) put_pair(out, "kind", "lora");
         hm_text_put(out, ",\"multipliers\":");
         hm_json_numbers(out, solution->multipliers + m * solution->directions, solution->directions);
         hm_text_put(out, ",\"residual\":");
@@ -115,7 +117,7 @@ static void put_blocks(hm_text *out, const hm_hyper *hyper, bool with_grams)
         const hm_block_share *block = &hyper->blocks[b];
         double total = 0;
         for (size_t m = 0; m < members; m++) total += block->gram[m * members + m];
-        block_explained(hyper, block->gram, explained);
+        if (block->explained == NULL) block_explained(hyper, block->gram, explained);
         if (b > 0) hm_text_put(out, ",");
         hm_json_string(out, block->name);
         hm_text_put(out, ":{\"component\":");
@@ -123,7 +125,7 @@ static void put_blocks(hm_text *out, const hm_hyper *hyper, bool with_grams)
         hm_text_put(out, ",\"total\":");
         hm_json_number(out, total);
         hm_text_put(out, ",\"explained\":");
-        hm_json_numbers(out, explained, directions);
+        hm_json_numbers(out, block->explained != NULL ? block->explained : explained, directions);
         if (with_grams) {
             hm_text_put(out, ",\"gram\":");
             put_matrix(out, block->gram, members, members);
@@ -133,11 +135,21 @@ static void put_blocks(hm_text *out, const hm_hyper *hyper, bool with_grams)
     hm_text_put(out, "}");
 }
 
+static void put_loras(hm_text *out, const hm_hyper_loras *loras)
+{
+    hm_text_put(out, ",\"ranks\":[");
+    for (size_t k = 0; k < loras->directions; k++) hm_text_format(out, k > 0 ? ",%u" : "%u", loras->ranks[k]);
+    hm_text_put(out, "],\"losses\":");
+    hm_json_numbers(out, loras->losses, loras->loss_count);
+    hm_text_put(out, ",\"direction_gram\":");
+    put_matrix(out, loras->gram, loras->directions, loras->directions);
+}
+
 static void put_document(hm_text *out, const hm_hyper *hyper, const double *residual_stored, bool with_block_grams)
 {
     const hm_solution *solution = &hyper->solution;
     hm_text_format(out, "{\"version\":%d,\"method\":", HM_DOCUMENT_VERSION);
-    hm_json_string(out, solution->method == HM_ALS ? "als" : "exact");
+    hm_json_string(out, hyper->ranked ? HM_METHOD_RANKED : solution->method == HM_ALS ? "als" : "exact");
     hm_text_put(out, ",\"generator\":\"hyper-merge " HM_VERSION "\"");
     put_pair(out, "family", hyper->family);
     hm_text_put(out, ",");
@@ -156,6 +168,7 @@ static void put_document(hm_text *out, const hm_hyper *hyper, const double *resi
         hm_text_format(out, ",\"iterations\":%zu,\"loss_history\":", solution->iterations);
         hm_json_numbers(out, solution->history, solution->history_count);
     }
+    if (hyper->loras != NULL) put_loras(out, hyper->loras);
     hm_text_put(out, ",\"selection\":{");
     put_texts(out, "include", hyper->include, hyper->include_count);
     hm_text_put(out, ",");

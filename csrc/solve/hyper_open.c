@@ -31,6 +31,8 @@ static hm_status read_member(hm_hyper *hyper, const cJSON *json, size_t m, size_
     if (name == NULL) return broken(hyper, err, "a member has no name");
     member->name = hm_copy_text(name);
     if (member->name == NULL) return hm_fail_memory(err, "a hyper-model");
+    const char *kind = hm_document_string(json, "kind");
+    member->is_lora = kind != NULL && strcmp(kind, "lora") == 0;
     if (!copy_hash(member->header_hash, hm_document_string(json, "header_hash")) ||
         !copy_hash(member->sha256, hm_document_string(json, "sha256")))
         return broken(hyper, err, "a hash is not 64 hexadecimal digits");
@@ -116,6 +118,35 @@ static hm_status read_base(hm_hyper *hyper, const cJSON *json, hm_error *err)
     return HM_OK;
 }
 
+static bool all_numbers(const cJSON *array, size_t least, size_t most)
+{
+    size_t count = array != NULL ? (size_t)cJSON_GetArraySize(array) : 0;
+    if (count < least || count > most) return false;
+    const cJSON *value;
+    cJSON_ArrayForEach(value, array) if (!cJSON_IsNumber(value)) return false;
+    return true;
+}
+
+/* What the document of hyper-LoRAs has besides, and no other has.  Kept as text alone: tables and maps show it. */
+static hm_status read_ranked(hm_hyper *hyper, const cJSON *json, hm_error *err)
+{
+    static const char *const keys[] = {"ranks", "losses", "direction_gram"};
+    size_t directions = hyper->solution.directions;
+    for (size_t i = 0; !hyper->ranked && i < 3; i++)
+        if (cJSON_GetObjectItemCaseSensitive(json, keys[i]) != NULL)
+            return broken(hyper, err, "it tells of hyper-LoRAs, which its method does not make");
+    if (!hyper->ranked) return HM_OK;
+    if (!all_numbers(hm_document_array(json, "ranks"), directions, directions))
+        return broken(hyper, err, "ranks is not one number per direction");
+    if (!all_numbers(hm_document_array(json, "losses"), 1, SIZE_MAX)) return broken(hyper, err, "losses are no numbers");
+    const cJSON *gram = hm_document_array(json, "direction_gram"), *row;
+    if (gram == NULL || (size_t)cJSON_GetArraySize(gram) != directions)
+        return broken(hyper, err, "direction_gram is not K × K");
+    cJSON_ArrayForEach(row, gram) if (!cJSON_IsArray(row) || !all_numbers(row, directions, directions))
+        return broken(hyper, err, "direction_gram is not K × K");
+    return HM_OK;
+}
+
 static hm_status read_document(hm_hyper *hyper, const cJSON *json, hm_error *err)
 {
     hm_solution *solution = &hyper->solution;
@@ -187,6 +218,8 @@ static hm_status read_document(hm_hyper *hyper, const cJSON *json, hm_error *err
         i++;
     }
     solution->method = method != NULL && strcmp(method, "als") == 0 ? HM_ALS : HM_EXACT;
+    hyper->ranked = method != NULL && strcmp(method, HM_METHOD_RANKED) == 0;
+    HM_TRY(read_ranked(hyper, json, err));
     inputs_from_multipliers(hyper);
     const cJSON *selection = hm_document_object(json, "selection");
     HM_TRY(read_texts(hyper, hm_document_array(selection, "include"), &hyper->include, &hyper->include_count, err));

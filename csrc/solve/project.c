@@ -6,6 +6,7 @@
 
 #include "base/error.h"
 #include "io/header_write.h"
+#include "lowrank/lora_read.h"
 #include "solve/gram.h"
 #include "solve/hyper.h"
 #include "solve/questions.h"
@@ -34,6 +35,7 @@ static hm_status check_has_all(const hm_hyper *hyper, const hm_source *x, hm_err
         const hm_tensor_info *direction = &hyper->file->header.tensors[i];
         if (strncmp(direction->name, prefix, sizeof prefix - 1) != 0) continue;
         const hm_tensor_info *tensor = hm_source_find(x, direction->name + sizeof prefix - 1);
+        if (tensor == NULL && x->is_lora) continue; /* it changes nothing there */
         if (tensor == NULL || tensor->ndim != direction->ndim ||
             memcmp(tensor->shape, direction->shape, tensor->ndim * sizeof *tensor->shape) != 0)
             return hm_fail(err, HM_ERR_MISMATCH, hm_source_label(x), direction->name + sizeof prefix - 1,
@@ -44,7 +46,6 @@ static hm_status check_has_all(const hm_hyper *hyper, const hm_source *x, hm_err
 
 static hm_status measure_opened(struct projection *out, hm_hyper *hyper, hm_source *x, hm_job *job, hm_error *err)
 {
-    HM_TRY(hm_hyper_need_base(hyper, err));
     hm_source *base = hyper->base == HM_BASE_NONE ? NULL : hyper->base_file;
     if (base == NULL) HM_TRY(check_has_all(hyper, x, err));
     hm_selection selection = selection_of(hyper);
@@ -64,7 +65,7 @@ static hm_status measure_opened(struct projection *out, hm_hyper *hyper, hm_sour
         if (plan->tensors[t].action != HM_ACTION_MERGE) continue;
         uint32_t *row = index + count * columns;
         const char *name = plan->tensors[t].like->name;
-        if (!hm_was_merged(hyper, name)) continue;
+        if (!hm_was_merged(hyper, name) && !hm_hyper_is_lora(hyper)) continue; /* a LoRA's further layers count as missed */
         for (size_t k = 0; k < directions; k++) row[k] = hm_part_index(hyper, k + 1, name);
         row[directions] = plan->index[t];
         row[directions + 1] = plan->base_index[t];
@@ -128,6 +129,7 @@ static hm_status measure_solved(struct projection *out, hm_hyper *hyper, hm_sour
 {
     size_t members = hyper->solution.members;
     bool file = hyper->base == HM_BASE_FILE;
+    HM_TRY(hm_hyper_need_mixtures(hyper, err));
     if (members + 1 + (file ? 1 : 0) > HM_MAX_MEMBERS)
         return hm_fail(err, HM_ERR_ARGUMENT, NULL, NULL, "save the hyper-model first, then project on the saved file");
     hm_source *all[HM_MAX_MEMBERS];
@@ -159,13 +161,31 @@ static hm_status measure_solved(struct projection *out, hm_hyper *hyper, hm_sour
     return status;
 }
 
+/* A LoRA stands for the base with it. */
+static hm_status read_newcomer(hm_source **out, const hm_hyper *hyper, hm_source *x, hm_error *err)
+{
+    hm_source *base = hyper->plan != NULL ? hyper->plan->base : hyper->base == HM_BASE_NONE ? NULL : hyper->base_file;
+    bool lora = hm_is_lora_file(x);
+    if (lora && base == NULL && !hm_hyper_is_lora(hyper))
+        return hm_fail(err, HM_ERR_MISMATCH, hm_source_label(x), NULL,
+                       "is a LoRA, and this hyper-model has no base that it could be added to");
+    if (lora) return hm_lora_read(out, x, base, err);
+    *out = hm_source_keep(x);
+    return HM_OK;
+}
+
 hm_status hm_hyper_project(hm_hyper *hyper, hm_source *x, char **out_json, hm_job *job, hm_error *err)
 {
+    hm_source *read = NULL;
+    if (hyper->plan == NULL) HM_TRY(hm_hyper_need_base(hyper, err));
     struct projection *projection = hm_alloc(1, sizeof *projection);
     if (projection == NULL) return hm_fail_memory(err, "a projection");
     size_t k = projection->directions = hyper->solution.directions, k1 = k + 1;
-    hm_status status = hyper->plan != NULL ? measure_solved(projection, hyper, x, job, err)
-                                           : measure_opened(projection, hyper, x, job, err);
+    hm_status status = read_newcomer(&read, hyper, x, err);
+    if (status == HM_OK)
+        status = hyper->plan != NULL ? measure_solved(projection, hyper, read, job, err)
+                                     : measure_opened(projection, hyper, read, job, err);
+    hm_source_close(read);
     double directions[HM_MAX_MEMBERS * HM_MAX_MEMBERS], right[HM_MAX_MEMBERS], c[HM_MAX_MEMBERS] = {0};
     double square = projection->gram[k * k1 + k], rest = square;
     for (size_t i = 0; i < k; i++) {

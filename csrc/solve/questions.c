@@ -61,6 +61,7 @@ hm_status hm_measure_plan(const hm_plan *plan, bool subtract_first, bool allow_n
     }
     for (size_t m = 0; m < members; m++)
         rows[m] = (hm_stream_row){.source = plan->sources[m], .index = index + m, .stride = members};
+    if (plan->sources[0]->is_lora) subtract_first = false; /* LoRAs: differences as they are */
     hm_gram_spec spec = {.row_count = members,
                          .rows = rows,
                          .gram_rows = members,
@@ -70,7 +71,7 @@ hm_status hm_measure_plan(const hm_plan *plan, bool subtract_first, bool allow_n
                          .elements = elements,
                          .names = names,
                          .allow_nonfinite = allow_nonfinite,
-                         .measure_reference = rounding != NULL};
+                         .measure_reference = subtract_first && rounding != NULL};
     if (status == HM_OK) status = hm_gram_measure(&grams, &spec, job, err);
     if (status == HM_OK && rounding != NULL) sum_rounding(plan, &grams, rounding);
     if (status == HM_OK) {

@@ -6,7 +6,8 @@
 #include "model/plan.h"
 #include "solve/gram.h"
 
-/* Gram of the merged tensors of `plan` about its first source (or about nothing): total[M × M], and per block
+/* Gram of the merged tensors of `plan` about its first source (or about nothing; LoRAs are differences already: from nothing
+ * where the first source is one, else from that): total[M × M], and per block
  * blocks[block_count × M × M] where not NULL.  rounding[M], where not NULL (about the first source only): how far, in the
  * same measure as distances, rounding to the types in which it is stored may have moved each model at most. */
 hm_status hm_measure_plan(const hm_plan *plan, bool subtract_first, bool allow_nonfinite, double *total, double *blocks,

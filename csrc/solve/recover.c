@@ -4,6 +4,7 @@
 
 #include "base/error.h"
 #include "io/header_write.h"
+#include "lowrank/lora_read.h"
 #include "solve/questions.h"
 #include "solve/solution.h"
 
@@ -96,11 +97,14 @@ hm_status hm_recover(hm_source *x, hm_source *const *parents, size_t count, cons
                        HM_MAX_MEMBERS - 1);
     for (size_t i = 0; i < count; i++)
         if (x == NULL || parents[i] == NULL) return hm_fail(err, HM_ERR_ARGUMENT, NULL, NULL, "a model is missing");
-    hm_source *all[HM_MAX_MEMBERS];
+    hm_source *all[HM_MAX_MEMBERS], *read[HM_MAX_MEMBERS];
     memcpy(all, parents, count * sizeof *all);
     all[count] = x;
     hm_plan *plan = NULL;
-    HM_TRY(hm_plan_make(&plan, all, count + 1, NULL, parents[0], &options->selection, err));
+    HM_TRY(hm_lora_read_all(read, all, count + 1, NULL, err));
+    hm_status planned = hm_plan_make(&plan, read, count + 1, NULL, read[0], &options->selection, err);
+    for (size_t i = 0; i <= count; i++) hm_source_close(read[i]);
+    HM_TRY(planned);
     size_t square = (count + 1) * (count + 1);
     double *total = hm_alloc(square, sizeof(double));
     double *blocks = options->blocks ? hm_alloc(plan->block_count * square, sizeof(double)) : NULL;

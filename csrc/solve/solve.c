@@ -5,6 +5,8 @@
 
 #include "base/error.h"
 #include "kernels/kernels.h"
+#include "lowrank/lora_read.h"
+#include "lowrank/hyper_lora.h"
 #include "solve/gram.h"
 #include "solve/hyper.h"
 
@@ -106,6 +108,9 @@ static hm_status collect(hm_hyper *hyper, const struct merged_view *view, const 
         /* Without a base even a tensor that is zero everywhere needs a direction: nothing else would write it. */
         hyper->moves[view->plan_index[i]] = (trace > 0 || hyper->base == HM_BASE_NONE) && !grams->nonfinite[i];
         hyper->rounding += grams->rounding[i];
+        if (grams->nonfinite[i] && plan->carrier->is_lora)
+            return hm_fail(err, HM_ERR_MISMATCH, NULL, view->names[i],
+                           "holds NaN or Inf in one of the LoRAs, and without a base there is nothing to copy instead");
         if (grams->nonfinite[i]) {
             hm_plan_copy_instead(plan, view->plan_index[i]);
             HM_TRY(hm_plan_note(plan, err, "%s: holds NaN or Inf, copied from %s", view->names[i],
@@ -187,6 +192,7 @@ static hm_status describe_members(hm_hyper *hyper, hm_error *err)
         const hm_source *source = plan->sources[m];
         hyper->members[m].name = hm_copy_text(hm_source_name(source));
         if (hyper->members[m].name == NULL) return hm_fail_memory(err, "the members");
+        hyper->members[m].is_lora = source->is_lora;
         memcpy(hyper->members[m].header_hash, source->header_hash, sizeof source->header_hash);
         memcpy(hyper->members[m].sha256, source->sha256, sizeof source->sha256);
     }
@@ -211,15 +217,37 @@ static hm_status check_options(hm_source *const *sources, size_t count, const hm
         if (sources[i] == NULL) return hm_fail(err, HM_ERR_ARGUMENT, NULL, NULL, "model %zu is missing", i + 1);
     if ((options->base == HM_BASE_FILE) != (options->base_source != NULL))
         return hm_fail(err, HM_ERR_ARGUMENT, NULL, NULL, "a base file goes with base \"file\" and with no other");
-    if (options->directions > count)
-        return hm_fail(err, HM_ERR_ARGUMENT, NULL, NULL, "%u directions asked for, but %zu model%s differ along at most %zu",
-                       options->directions, count, count == 1 ? "" : "s",
+    if (options->directions > count || options->rank_count > count)
+        return hm_fail(err, HM_ERR_ARGUMENT, NULL, NULL, "%zu directions asked for, but %zu model%s differ along at most %zu",
+                       options->rank_count > 0 ? options->rank_count : options->directions, count, count == 1 ? "" : "s",
                        options->base == HM_BASE_MEAN ? count - 1 : count);
+    if (options->rank_count > 0 && options->method != HM_EXACT)
+        return hm_fail(err, HM_ERR_ARGUMENT, NULL, NULL, "ranks and the method als exclude one another");
+    if (options->rank_count > 0 && options->directions > 0 && options->directions != options->rank_count)
+        return hm_fail(err, HM_ERR_ARGUMENT, NULL, NULL, "%zu ranks were given for %u directions", options->rank_count,
+                       options->directions);
     if (options->carrier >= count)
         return hm_fail(err, HM_ERR_ARGUMENT, NULL, NULL, "carrier %u of %zu models does not exist", options->carrier + 1, count);
     if (options->dtype != HM_DTYPE_KEEP && !hm_dtype_is_float(options->dtype))
         return hm_fail(err, HM_ERR_ARGUMENT, NULL, NULL, "the output type must be a floating-point type");
     return HM_OK;
+}
+
+/* LoRAs take part as differences: from the base file, or, all of them LoRAs, from zero. */
+static hm_status make_plan(hm_hyper *hyper, hm_source *const *sources, size_t count, const hm_solve_options *options,
+                           hm_error *err)
+{
+    hm_source *read[HM_MAX_MEMBERS], *base = options->base_source;
+    HM_TRY(hm_lora_read_all(read, sources, count, base, err));
+    hm_status status = HM_OK;
+    hm_source *carrier = base != NULL ? base : read[options->carrier];
+    if (base == NULL && carrier->is_lora && options->base == HM_BASE_MEAN)
+        status = hm_fail(err, HM_ERR_ARGUMENT, hm_source_label(carrier), NULL,
+                         "is a LoRA, like all inputs: give the checkpoint that they are for as --base, or --base none; what they "
+                         "are taken from is not their mean");
+    if (status == HM_OK) status = hm_plan_make(&hyper->plan, read, count, base, carrier, &options->selection, err);
+    for (size_t i = 0; i < count; i++) hm_source_close(read[i]);
+    return status;
 }
 
 static hm_status solve_into(hm_hyper *hyper, hm_source *const *sources, size_t count, const hm_solve_options *options,
@@ -232,8 +260,7 @@ static hm_status solve_into(hm_hyper *hyper, hm_source *const *sources, size_t c
     if (options->weights != NULL) HM_TRY(copy_weights(hyper, options->weights, count, err));
     HM_TRY(copy_globs(&hyper->include, &hyper->include_count, options->selection.include, options->selection.includes, err));
     HM_TRY(copy_globs(&hyper->exclude, &hyper->exclude_count, options->selection.exclude, options->selection.excludes, err));
-    hm_source *carrier = options->base == HM_BASE_FILE ? options->base_source : sources[options->carrier];
-    HM_TRY(hm_plan_make(&hyper->plan, sources, count, options->base_source, carrier, &options->selection, err));
+    HM_TRY(make_plan(hyper, sources, count, options, err));
     HM_TRY(describe_members(hyper, err));
 
     struct merged_view view;
@@ -246,9 +273,10 @@ static hm_status solve_into(hm_hyper *hyper, hm_source *const *sources, size_t c
     if (status == HM_OK) status = list_unmoved(hyper, err);
     HM_TRY(status);
     hm_solution found = {0};
-    HM_TRY(hm_solution_find(&found, hyper->gram, count, hyper->weights, options->directions, options->method, err));
+    unsigned directions = options->rank_count > 0 ? (unsigned)options->rank_count : options->directions;
+    HM_TRY(hm_solution_find(&found, hyper->gram, count, hyper->weights, directions, options->method, err));
     hyper->solution = found;
-    return HM_OK;
+    return options->rank_count > 0 ? hm_hyper_lora_find(hyper, options, job, err) : HM_OK;
 }
 
 hm_status hm_solve(hm_hyper **out, hm_source *const *sources, size_t count, const hm_solve_options *options, hm_job *job,

@@ -118,6 +118,33 @@ static void test_too_few_directions(const hm_blas *blas)
     }
 }
 
+/* Begun at the factors of a matrix that differs by a twentieth, or of one that has fewer directions. */
+static void test_begun_nearby(const hm_blas *blas)
+{
+    static const size_t shapes[][3] = {{96, 200, 12}, {200, 96, 12}, {130, 130, 20}, {97, 300, 1}, {96, 96, 96}};
+    double sigma[MOST], few[4] = {1, 0.5, 0.25, 0.125};
+    for (size_t k = 0; k < MOST; k++) sigma[k] = pow((double)(k + 1), -0.7);
+    for (size_t s = 0; s < sizeof shapes / sizeof shapes[0]; s++)
+        for (int poor = 0; poor < 2; poor++) {
+            size_t rows = shapes[s][0], columns = shapes[s][1], rank = shapes[s][2];
+            float *a = matrix_of(sigma, MOST, rows, columns, 0), *change = matrix_of(sigma, MOST, columns, rows, 0);
+            float *other = matrix_of(few, 4, rows, columns, 0);
+            hm_low_rank near, anew, refined;
+            hm_error err = {0};
+            CHECK(hm_low_rank_find(&near, blas, poor ? other : a, rows, columns, rank, 7, "t", &err) == HM_OK);
+            for (size_t i = 0; i < rows * columns; i++) a[i] += 0.05f * change[i];
+            CHECK(hm_low_rank_find(&anew, blas, a, rows, columns, rank, 7, "t", &err) == HM_OK);
+            CHECK(hm_low_rank_refine(&refined, blas, a, rows, columns, rank, near.up, near.down, 7, "t", &err) == HM_OK);
+            CHECK(left_over(a, &refined) <= (poor ? 1.1 : 1.002) * left_over(a, &anew) + 1e-5);
+            hm_low_rank_clear(&near);
+            hm_low_rank_clear(&anew);
+            hm_low_rank_clear(&refined);
+            free(a);
+            free(change);
+            free(other);
+        }
+}
+
 static void test_edges(const hm_blas *blas)
 {
     hm_low_rank found;
@@ -173,6 +200,7 @@ int main(void)
     if (blas == NULL) return check_report("svd");
     test_decaying(blas);
     test_too_few_directions(blas);
+    test_begun_nearby(blas);
     test_edges(blas);
     test_scales(blas);
     hm_blas_end();

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from operator import mul
 from typing import Any, NamedTuple, Protocol, Union
 
-from .._core import ArgumentError
+from .._core import ArgumentError, FormatError
 from ..axes import axis_names
 
 FAR = 6.0
@@ -54,6 +54,7 @@ def map_document(
 
     Returns, with lengths as they are in weight space:
     "axes": [{"direction", "label", "name" (given by the user, or None), "explained", "norm" (‖D_k‖)}], one or two;
+    "angle": degrees between the two, 90 but for hyper-LoRAs (None: one axis, or one without length);
     "points": [{"name", "merged", "at" (multipliers along the axes), "multipliers" (all K), "residual", "norm" (‖ΔW‖),
     "off" (how far the model itself is from its point), "error" (whereto: its coordinates along the two directions that
     hold most of what the map leaves out; None for projected models)}], members first;
@@ -67,16 +68,15 @@ def map_document(
     members = document["members"]
     weights = [member.get("weight", 1.0) for member in members]
     multipliers = [member["multipliers"] for member in members]
-    mixtures = _mixtures(multipliers, weights)
-    lengths = _form(mixtures, document["gram"])
-    drawn = [[row[k] for k in chosen] for row in multipliers]
-    errors = _error_vectors(document["gram"], drawn, [mixtures[k] for k in chosen])
+    lengths, left = _products(document, multipliers, weights, chosen)
+    errors = _error_vectors(left)
     points = [_point(member, chosen, lengths, error) for member, error in zip(members, errors)]
     points += [_point(_entry(member), chosen, lengths, None) for member in projected]
     places = [_place(point["at"]) for point in points if point["merged"]]
     norms = [math.sqrt(max(lengths[k][k], 0.0)) for k in chosen]
     return {
         "axes": [_axis(document, k, norm) for k, norm in zip(chosen, norms)],
+        "angle": _angle(lengths, chosen),
         "points": points,
         "hull": hull(places),
         "base": _base(document["base"], [(x * norms[0], y * norms[-1]) for x, y in places]),
@@ -99,6 +99,14 @@ def _axes(axes: Sequence[int] | None, directions: int) -> list[int]:
         if not 1 <= k <= directions:
             raise ArgumentError(f"axes: there is no direction {k}, only 1 … {directions}")
     return [k - 1 for k in axes]
+
+
+def _angle(lengths: list[list[float]], chosen: list[int]) -> float | None:
+    if len(chosen) < 2:
+        return None
+    j, k = chosen
+    size = math.sqrt(max(lengths[j][j] * lengths[k][k], 0.0))
+    return math.degrees(math.acos(min(max(lengths[j][k] / size, -1.0), 1.0))) if size > 0 else None
 
 
 def _axis(document: Mapping[str, Any], k: int, norm: float) -> dict[str, Any]:
@@ -166,14 +174,45 @@ def _form(rows: list[list[float]], gram: list[list[float]]) -> list[list[float]]
     return [[sum(map(mul, one, other)) for other in rows] for one in half]
 
 
-def _error_vectors(gram: list[list[float]], multipliers: list[list[float]], mixtures: list[list[float]]) -> list[Point]:
-    """Of each model what the drawn directions leave out, along the two directions that hold most of that."""
-    count = len(gram)
-    left = [
-        [float(m == n) - sum(c * a[n] for c, a in zip(multipliers[m], mixtures)) for n in range(count)]
+def _products(
+    document: Mapping[str, Any], multipliers: list[Sequence[float]], weights: list[float], chosen: list[int]
+) -> tuple[list[list[float]], list[list[float]]]:
+    """⟨D_j, D_k⟩ of all directions, and ⟨R_m, R_n⟩ of what the chosen ones leave of the models, R_m = ΔW_m − Σ c_mk D_k.
+
+    Directions are mixtures of the models, but for hyper-LoRAs.  Those bring ⟨D_j, D_k⟩ along, and since their multipliers
+    are the best ones, ⟨ΔW_m, D_k⟩ = Σ_j ⟨D_k, D_j⟩ c_mj.
+    """
+    gram, lengths = document["gram"], document.get("direction_gram")
+    count, directions = len(gram), document["directions"]
+    drawn = [[row[k] for k in chosen] for row in multipliers]
+    if lengths is None:
+        mixtures = _mixtures(multipliers, weights)
+        left = [
+            [float(m == n) - sum(c * mixtures[k][n] for c, k in zip(drawn[m], chosen)) for n in range(count)]
+            for m in range(count)
+        ]
+        return _form(mixtures, gram), _form(left, gram)
+    if len(lengths) != directions or any(len(row) != directions for row in lengths):
+        raise FormatError("the hyper-model's metadata is damaged: direction_gram is not K × K")
+    along = [[sum(map(mul, lengths[k], row)) for k in chosen] for row in multipliers]
+    inner = _form(drawn, [[lengths[j][k] for k in chosen] for j in chosen])
+    rest = [
+        [
+            gram[m][n] - sum(map(mul, drawn[m], along[n])) - sum(map(mul, along[m], drawn[n])) + inner[m][n]
+            for n in range(count)
+        ]
         for m in range(count)
     ]
-    vectors = leading(_form(left, gram), 2)
+    return lengths, rest
+
+
+def _error_vectors(left: list[list[float]]) -> list[Point]:
+    """Of each model what the drawn directions leave out, along the two directions that hold most of that.
+
+    left: the Gram matrix of what they leave.
+    """
+    count = len(left)
+    vectors = leading(left, 2)
     columns = [[math.sqrt(value) * part for part in vector] for value, vector in vectors]
     columns += [[0.0] * count] * (2 - len(columns))
     return list(zip(columns[0], columns[1]))

@@ -199,7 +199,12 @@ class Layout:
         """What lengths mean, and what the picture does not show."""
         axes, directions = self.found["axes"], self.found["directions"]
         steps = ", ".join(f"{axis['label']} is {axis['norm']:.3g}" for axis in axes)
-        lengths = f"Lengths are true to scale, as distances between weights (a step of {steps} long)"
+        angle = self.found["angle"]
+        skew = angle is not None and abs(angle - 90) > 1
+        along = " along the axes" if skew else ""
+        lengths = f"Lengths{along} are true to scale, as distances between weights (a step of {steps} long)"
+        if skew:
+            lengths += f"; the two directions stand at {angle:.0f}° to one another"
         for axis, factor in zip(axes, self.frame.stretch):
             if factor > 1:
                 lengths += f", but {axis['label']} is drawn {factor:g} × longer"

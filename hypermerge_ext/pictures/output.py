@@ -21,6 +21,8 @@ _TEMP_MARK = ".hm-tmp-"  # .NAME.hm-tmp-PID-N, as the compiled part names its ow
 
 def is_ours(path: str | os.PathLike[str]) -> bool:
     """Is this a picture (SVG or PNG) that hyper-merge wrote?"""
+    if not os.path.isfile(path):  # opening a pipe would wait for somebody to write into it
+        return False
     try:
         with open(path, "rb") as file:
             head = file.read(_HEAD)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import importlib.machinery
+import importlib.util
 import os
 import sys
+import threading
 from types import ModuleType
 
 FOLDER = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -16,17 +19,21 @@ class MissingBinary(RuntimeError):
 
 
 _found: ModuleType | None = None
+_looking = threading.RLock()
 
 
 def hypermerge() -> ModuleType:
     """The module hypermerge_ext.  Raises MissingBinary."""
+    with _looking:
+        return _found if _found is not None else _find()
+
+
+def _find() -> ModuleType:
     global _found
-    if _found is not None:
-        return _found
     reasons = []
-    for name, package in (("hypermerge_ext", None), ("...hypermerge_ext", __package__)):
+    for find in (_installed, lambda: importlib.import_module("...hypermerge_ext", __package__)):
         try:
-            _found = importlib.import_module(name, package)
+            _found = find()
             return _found
         except ImportError as reason:
             reasons.append(str(reason))
@@ -37,6 +44,24 @@ def hypermerge() -> ModuleType:
         f"    {sys.executable} {os.path.join(FOLDER, 'install.py')}\n"
         "then start ComfyUI again."
     )
+
+
+def _installed() -> ModuleType:
+    """The installed package, passing over the sources beside these nodes: Forge keeps the folders of all its extensions
+    at the front of sys.path, and the sources there may have no compiled part.
+    """
+    name = "hypermerge_ext"
+    elsewhere = [path for path in sys.path if os.path.realpath(path) != os.path.realpath(FOLDER)]
+    spec = None if name in sys.modules else importlib.machinery.PathFinder.find_spec(name, elsewhere)
+    if spec is None or spec.loader is None:
+        return importlib.import_module(name)
+    sys.modules[name] = module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
 
 
 def part(name: str) -> ModuleType:

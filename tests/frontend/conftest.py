@@ -1,4 +1,4 @@
-"""A browser, a map to show in it, and a folder for screenshots.
+"""A map to show in the browser, and a folder for screenshots.
 
 What is missing is skipped, and said so in pytest's summary: `make test` installs playwright, Debian's chromium, and the
 frontend packages (build/frontend) where it can.
@@ -7,25 +7,11 @@ frontend packages (build/frontend) where it can.
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
 
 from frontend.paths import ROOT, SCREENSHOTS
-
-
-@pytest.fixture(scope="session")
-def browser():
-    """Debian's Chromium under Playwright's hand."""
-    api = pytest.importorskip("playwright.sync_api", reason="NO BROWSER TESTS: playwright is not installed")
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-    if chromium is None:
-        pytest.skip("NO BROWSER TESTS: chromium is not installed (apt-get install chromium)")
-    with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="session")

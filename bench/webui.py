@@ -1,0 +1,215 @@
+"""What the extension costs inside the real A1111 and Forge: a move of λ, κ, its memory, and its share of the start.
+
+    A1111_DIR=… A1111_PYTHON=… FORGE_DIR=… FORGE_PYTHON=… python bench/webui.py [--folder FOLDER] [--rounds 7] [--quick]
+
+Three random fine-tunes of true SD1.5 size (6.4 GB) and the hyper-model that the host solves of them with the first as
+its base (3.9 GB) are kept in FOLDER; --quick takes a network of a quarter, most of it VAE and text encoder.  A move is a
+request to the API until the weights are written.  A full load is what other merging extensions do at each change: a new
+model made of the checkpoint's configuration, its weights read from the file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import random
+import shutil
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tests"))
+
+from webui import sd15  # noqa: E402  after the path
+from webui.real_host import WebUI, install  # noqa: E402
+
+KINDS = ("a1111", "forge")
+MIB = 2**20
+# A second extension, for what the host's API does not offer.
+LOADING = '''
+import time
+
+from modules import call_queue, script_callbacks, sd_models
+
+
+def load():
+    """Seconds of a full load of the checkpoint that is loaded now."""
+    data = sd_models.model_data
+    with call_queue.queue_lock:
+        begun = time.perf_counter()
+        if hasattr(sd_models, "forge_model_reload"):
+            data.forge_hash = ""
+            sd_models.forge_model_reload()
+        else:
+            info = data.sd_model.sd_checkpoint_info
+            data.__init__()
+            sd_models.load_model(info)
+        return time.perf_counter() - begun
+
+
+script_callbacks.on_app_started(lambda demo, app: app.add_api_route("/bench/load", load, methods=["POST"]))
+'''
+IMPORTS = ("import", "paths", "initialize", "launcher", "startup", "environment")
+"""Records of the host's profile that have nothing to do with extensions."""
+
+
+@contextlib.contextmanager
+def running(kind: str, data: Path, extension: bool = True) -> Iterator[WebUI]:
+    import hypermerge_ext
+
+    shutil.rmtree(data / "extensions" / "hyper-merge", ignore_errors=True)
+    if extension:
+        install(data)
+    folder, python = os.environ[f"{kind.upper()}_DIR"], os.environ[f"{kind.upper()}_PYTHON"]
+    host = WebUI(kind, folder, python, data, Path(hypermerge_ext.__file__).parent)
+    try:
+        yield host
+    finally:
+        host.stop()
+
+
+# ---- a move, against a load -----------------------------------------------------------------------------------------
+
+
+def job(host: WebUI, route: str, **body: Any) -> Any:
+    task = host.post(f"/hyper-merge/v1/{route}", body)
+    while task["state"] in ("queued", "running"):
+        time.sleep(0.2)
+        task = host.get(f"/hyper-merge/v1/progress?job={task['job']}")
+    if task["state"] != "done":
+        sys.exit(f"bench: {route}: {task['error'] or task['state']}")
+    return task["result"]
+
+
+def moves(kind: str, data: Path, rounds: int) -> dict[str, Any]:
+    """Seconds of loads and moves, bytes of memory that a live blend takes."""
+    loading = data / "extensions" / "bench" / "scripts" / "bench_loading.py"
+    loading.parent.mkdir(parents=True, exist_ok=True)
+    loading.write_text(LOADING, encoding="utf-8")
+    rng, found = random.Random(1), {"load": [], "file": [], "memory": []}
+    with running(kind, data) as host:
+        models = sorted(path.name for path in (data / "models" / "Stable-diffusion").glob("model-*.safetensors"))
+        hyper = job(host, "solve", models=models, base=models[0], name="bench")["name"]
+        job(host, "load-base", name=hyper)
+
+        def move() -> float:
+            begun = time.perf_counter()
+            body = {"hyper": hyper, "multipliers": [rng.uniform(-1, 1), rng.uniform(-1, 1)]}
+            text = host.post("/hyper-merge/v1/set", body)["text"]
+            if "λ" not in text:
+                sys.exit(f"bench: {text}")
+            return time.perf_counter() - begun
+
+        for where in ("file", "memory"):
+            host.options(hyper_merge_in_memory=where == "memory")
+            host.txt2img()
+            before = host.memory()["RssAnon"]
+            with sampled(lambda: host.memory()["RssAnon"]) as peak:
+                first = move()
+                found[where] = [move() for _ in range(rounds)]
+            host.txt2img()
+            found[f"{where} first"], found[f"{where} peak"] = first, max(peak) - before
+            found[f"{where} held"] = host.memory()["RssAnon"] - before
+            host.post("/hyper-merge/v1/set", {"enabled": False})
+        found["load"] = [float(host.request("/bench/load", {})) for _ in range(3)]
+    return found
+
+
+@contextlib.contextmanager
+def sampled(read: Callable[[], int]) -> Iterator[list[int]]:
+    """Values that are read every few milliseconds meanwhile."""
+    values, over = [read()], threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.01):
+            values.append(read())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield values
+    finally:
+        over.set()
+        watcher.join()
+
+
+# ---- the start ------------------------------------------------------------------------------------------------------
+
+
+def start(kind: str, data: Path, extension: bool) -> dict[str, float]:
+    """Seconds: "own", what the host ascribes to our files; "all", everything that extensions can delay."""
+    with running(kind, data, extension) as host:
+        records = host.get("/internal/profile-startup")["records"]
+    own = sum(seconds for name, seconds in records.items() if "hyper_merge" in name)
+    leaves = {name: seconds for name, seconds in records.items() if not any(part in name for part in IMPORTS)}
+    inner = {name.partition("/")[0] for name in leaves if "/" in name}
+    return {"own": own, "all": sum(seconds for name, seconds in leaves.items() if name not in inner)}
+
+
+def starts(kind: str, folder: Path, rounds: int) -> dict[str, float]:
+    """Without any checkpoint, so that none is loaded meanwhile; taking turns."""
+    found: dict[bool, list[dict[str, float]]] = {True: [], False: []}
+    for turn in range(rounds):
+        for extension in (True, False) if turn % 2 == 0 else (False, True):
+            data = folder / f"start-{kind}"
+            found[extension].append(start(kind, data, extension))
+            shutil.rmtree(data)
+    with_, without = ({key: [run[key] for run in found[e]] for key in ("own", "all")} for e in (True, False))
+    return {
+        "own": statistics.median(with_["own"]),
+        "difference": statistics.median(with_["all"]) - statistics.median(without["all"]),
+        "spread": max(max(runs["all"]) - min(runs["all"]) for runs in (with_, without)),
+    }
+
+
+# ---- tables ---------------------------------------------------------------------------------------------------------
+
+
+def report(kind: str, found: dict[str, Any]) -> None:
+    load = statistics.median(found["load"])
+    print(f"\n{kind}: one move, medians; a full load takes {load:.1f} s ({min(found['load']):.1f} … {max(found['load']):.1f})")
+    print("| directions | seconds | least … most | first move | load / move | memory held | peak |")
+    print("|---|---|---|---|---|---|---|")
+    for where in ("file", "memory"):
+        move = statistics.median(found[where])
+        print(
+            f"| {where} | {move:.2f} | {min(found[where]):.2f} … {max(found[where]):.2f} | {found[f'{where} first']:.1f} "
+            f"| {load / move:.0f} × | {found[f'{where} held'] / MIB:.0f} MiB | {found[f'{where} peak'] / MIB:.0f} MiB |"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--folder", type=Path, default=ROOT / "build" / "bench" / "webui")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--starts", type=int, default=3, help="with and without the extension each; 0 leaves them out")
+    parser.add_argument("--host", choices=KINDS, action="append")
+    parser.add_argument("--quick", action="store_true")
+    args = parser.parse_args()
+    os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count()))
+    kinds = [kind for kind in args.host or KINDS if f"{kind.upper()}_DIR" in os.environ]
+    if not kinds:
+        sys.exit("bench: set A1111_DIR and A1111_PYTHON, or FORGE_DIR and FORGE_PYTHON")
+    folder = (args.folder / ("mini" if args.quick else "sd15")).resolve()
+    checkpoints = folder / "models" / "Stable-diffusion"
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    if len(list(checkpoints.glob("model-*.safetensors"))) < len(sd15.PLACES):
+        sd15.write_family(checkpoints, full=not args.quick)
+    for kind in kinds:
+        report(kind, moves(kind, folder, args.rounds))
+        if args.starts:
+            took = starts(kind, folder, args.starts)
+            print(
+                f"start: {took['own']:.2f} s in our files; {took['difference']:+.2f} s against a start without the "
+                f"extension (such starts differ by up to {took['spread']:.2f} s among themselves)"
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""The door for Automatic1111 and Forge, which run every file of this folder: accordion, tab, and what they hook.
+
+All of it is in the package hyper_merge_webui beside this file, loaded once under that name: "Reload UI" runs this file
+again, but the package keeps the state of the live blend.  Nothing here may import hypermerge_ext while the file is
+being run: the host has put this folder's parent on sys.path then, where its sources lie, not the installed package.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import sys
+from typing import Any
+
+from modules import script_callbacks, scripts
+
+NAME = "hyper_merge_webui"
+
+
+def part(name: str) -> Any:
+    """A module of the package."""
+    if NAME not in sys.modules:
+        folder = os.path.join(os.path.dirname(os.path.abspath(__file__)), NAME)
+        spec = importlib.util.spec_from_file_location(
+            NAME, os.path.join(folder, "__init__.py"), submodule_search_locations=[folder]
+        )
+        assert spec is not None and spec.loader is not None
+        sys.modules[NAME] = package = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(package)
+    return importlib.import_module(f"{NAME}.{name}")
+
+
+accordion, live, pack, settings = map(part, ("accordion", "live", "pack", "settings"))
+
+
+class HyperMerge(scripts.Script):
+    """λ and κ of every job: the weights are moved before anything of it is computed."""
+
+    def title(self) -> str:
+        return accordion.TITLE
+
+    def show(self, is_img2img: bool) -> Any:
+        return scripts.AlwaysVisible
+
+    def ui(self, is_img2img: bool) -> list[Any]:
+        if pack.missing():
+            return accordion.build_missing()
+        components, self.infotext_fields = accordion.build("img2img" if is_img2img else "txt2img")
+        self.paste_field_names = accordion.PASTED
+        return components
+
+    def process(self, p: Any, *values: Any) -> None:
+        if values:
+            live.for_values(p, values)
+
+    def process_batch(self, p: Any, *values: Any, **batch: Any) -> None:
+        if values:
+            live.for_job(p)
+
+    def before_hr(self, p: Any, *values: Any) -> None:
+        if values:
+            live.for_job(p)
+
+
+def _before_ui() -> None:
+    part("xyz").register()
+    part("token").register()
+
+
+def _unloaded() -> None:
+    """Reload UI, or the extension was switched off: nothing of ours stays in the host."""
+    part("xyz").unregister()
+    part("token").unregister()
+    live.off()
+
+
+script_callbacks.on_before_ui(_before_ui)
+script_callbacks.on_ui_settings(part("options").register)
+script_callbacks.on_ui_tabs(lambda: part("tab").tabs())
+script_callbacks.on_app_started(lambda demo, app: part("api").register(app))
+script_callbacks.on_model_loaded(live.forget)
+script_callbacks.on_infotext_pasted(lambda infotext, params: settings.restore_model_hash(params))
+script_callbacks.on_script_unloaded(_unloaded)

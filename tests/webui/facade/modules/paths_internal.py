@@ -1,0 +1,2 @@
+models_path = ""
+"""Set by the test."""

@@ -1,0 +1,30 @@
+"""Automatic1111's own server: set A1111_DIR to its folder, and A1111_PYTHON to the Python of its environment.
+
+Offline, its folder needs openai/clip-vit-large-patch14 with the tokenizer's files and config.json.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.register_assert_rewrite("webui.host_cases", "webui.host_pages")
+
+from webui.host_cases import Cases, bare_start, started  # noqa: E402  after they are known as tests
+from webui.host_pages import Pages  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory):
+    yield from started("a1111", tmp_path_factory.mktemp("a1111"))
+
+
+def test_without_the_compiled_part(tmp_path):
+    bare_start("a1111", tmp_path)  # the first, while no other server runs
+
+
+class TestA1111(Cases):
+    pass
+
+
+class TestPages(Pages):
+    pass

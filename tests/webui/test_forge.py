@@ -1,0 +1,27 @@
+"""Forge's own server: set FORGE_DIR to its folder, and FORGE_PYTHON to the Python of its environment."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.register_assert_rewrite("webui.host_cases", "webui.host_pages")
+
+from webui.host_cases import Cases, bare_start, started  # noqa: E402  after they are known as tests
+from webui.host_pages import Pages  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory):
+    yield from started("forge", tmp_path_factory.mktemp("forge"))
+
+
+def test_without_the_compiled_part(tmp_path):
+    bare_start("forge", tmp_path)  # the first, while no other server runs
+
+
+class TestForge(Cases):
+    pass
+
+
+class TestPages(Pages):
+    pass
