@@ -173,7 +173,9 @@ def starts(kind: str, folder: Path, rounds: int) -> dict[str, float]:
 
 def report(kind: str, found: dict[str, Any]) -> None:
     load = statistics.median(found["load"])
-    print(f"\n{kind}: one move, medians; a full load takes {load:.1f} s ({min(found['load']):.1f} … {max(found['load']):.1f})")
+    print(
+        f"\n{kind}: one move, medians; a full load takes {load:.1f} s ({min(found['load']):.1f} … {max(found['load']):.1f})"
+    )
     print("| directions | seconds | least … most | first move | load / move | memory held | peak |")
     print("|---|---|---|---|---|---|---|")
     for where in ("file", "memory"):

@@ -39,7 +39,13 @@ def header_hash(hyper: Hyper) -> str:
 
 def linked(hyper: Hyper, folders: Sequence[str]) -> str | None:
     """Path of the checkpoint that is the base; None where W̃ lies in the hyper-model.  Raises FileNotFoundError."""
-    found = base.linked_base(hyper, folders)
+    try:
+        found = base.linked_base(hyper, folders)
+    except FileNotFoundError:  # it says what to do in ComfyUI
+        name = hyper.document["base"]["name"]
+        raise FileNotFoundError(
+            f"hyper-merge: {hyper.name} was made on the base {name}, which is not among the checkpoints; put it there"
+        ) from None
     return None if found is None else str(found)
 
 

@@ -191,7 +191,13 @@ class Cases:
     # ---- hires fix and batches ------------------------------------------------------------------------------------
 
     def test_hires_fix_and_batches(self, host):
-        hires = {"enable_hr": True, "hr_scale": 2, "hr_upscaler": "Latent", "hr_second_pass_steps": 1, "denoising_strength": 0.7}
+        hires = {
+            "enable_hr": True,
+            "hr_scale": 2,
+            "hr_upscaler": "Latent",
+            "hr_second_pass_steps": 1,
+            "denoising_strength": 0.7,
+        }
         if host.kind == "forge":
             hires["hr_additional_modules"] = ["Use same choices"]
         base, moved = host.pixels(**hires), host.pixels(AT, **hires)
@@ -282,7 +288,9 @@ class Cases:
         base, moved, plain = host.pixels(), host.pixels(AT), host.pixels(**other)
         host.server.options(sd_checkpoints_limit=2, sd_checkpoints_keep_in_cpu=True)
         try:
-            found = [host.pixels(at, **more) for at, more in [(AT, {}), (None, other), (None, {}), (AT, {}), (AT, other)]]
+            found = [
+                host.pixels(at, **more) for at, more in [(AT, {}), (None, other), (None, {}), (AT, {}), (AT, other)]
+            ]
             assert found == [moved, plain, base, moved, plain]
             assert host.pixels() == base
         finally:
@@ -336,7 +344,9 @@ class Cases:
 def bare_start(kind: str, data: Path) -> None:
     """Without the compiled part the host starts, and says what to do; with --api-auth our routes ask for it too."""
     folder, python = environment(kind)
-    if subprocess.run([python, "-c", "import hypermerge_ext"], cwd=data, capture_output=True).returncode == 0:
+    clean = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    found = subprocess.run([python, "-c", "import hypermerge_ext"], cwd=data, env=clean, capture_output=True)
+    if found.returncode == 0:
         pytest.skip(f"hyper-merge is installed in {python}")
     install(data)
     server = WebUI(kind, folder, python, data, None, ["--api-auth", "fox:red"])

@@ -115,7 +115,9 @@ class Pages:
         fresh.page.locator("#txt2img_prompt textarea").first.fill(text)
         fresh.page.locator("#paste").first.click()
         fresh.until(lambda: fresh.value("txt2img", "enabled") is True, 30)
-        fresh.until(lambda: fresh.numbers("txt2img") == (0.25, -1.5) and fresh.value("txt2img", "text_encoder") == "0.5")
+        fresh.until(
+            lambda: fresh.numbers("txt2img") == (0.25, -1.5) and fresh.value("txt2img", "text_encoder") == "0.5"
+        )
         fresh.until(lambda: host.held() == (0.25, -1.5), 30)
 
     def test_two_tabs_of_the_browser(self, host, opened):

@@ -75,7 +75,12 @@ class WebUI:
         settings = data / "config.json"
         if not settings.exists():
             settings.write_text(json.dumps(SETTINGS), encoding="utf-8")
-        environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(data / "packages"), "GIT": "false"}
+        environment = {
+            **os.environ,
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "PYTHONPATH": str(data / "packages"),
+            "GIT": "false",
+        }
         environment.setdefault("HF_HUB_OFFLINE", "1")
         environment["GRADIO_ANALYTICS_ENABLED"] = "False"
         environment.setdefault("OMP_NUM_THREADS", "1")  # threads of a small network wait for each other
@@ -88,7 +93,8 @@ class WebUI:
 
     def _command(self, python: str, flags: Any) -> list[str]:
         # Forge's Gradio serves nothing from Forge's own folder where the data lie elsewhere, unless it is told to.
-        known = [*FLAGS, *KINDS[self.kind], "--gradio-allowed-path", str(self.data), "--gradio-allowed-path", self.folder]
+        allowed = [part for path in (str(self.data), self.folder) for part in ("--gradio-allowed-path", path)]
+        known = [*FLAGS, *KINDS[self.kind], *allowed]
         return [python, "launch.py", *known, *flags, "--data-dir", str(self.data), "--port", str(self.port)]
 
     def _wait(self) -> None:
@@ -124,7 +130,8 @@ class WebUI:
     def memory(self) -> dict[str, int]:
         """Bytes: "RssAnon" is the process's own, "RssFile" lies in the page cache too."""
         lines = Path(f"/proc/{self._process.pid}/status").read_text().splitlines()
-        return {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines if line.startswith(("Rss", "VmHWM", "VmRSS"))}
+        pairs = (line.split(":", 1) for line in lines if line.startswith("Rss"))
+        return {name: int(value.split()[0]) * 1024 for name, value in pairs}
 
     # ---- HTTP -------------------------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from webui.facade.harness import BASE, HYPER, same
 
 
 @pytest.fixture
-def failing(monkeypatch):
+def failing():
     """failing(webui) → a context in which the blend's writes spoil a weight and fail."""
 
     def spoil(webui):

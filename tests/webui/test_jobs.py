@@ -45,6 +45,13 @@ def test_a_base_of_its_own_is_the_checkpoint_itself(webui, jobs):
     assert webui.live.want(webui.at(0.5, hyper=made.name)).startswith("on m0-")
 
 
+def test_a_base_that_is_gone(webui, jobs):
+    made = jobs.solve(MODELS[1:], base="m0.safetensors", name="on m0")
+    (webui.checkpoints / "m0.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="the base m0.safetensors, which is not among the .*; put it there$"):
+        jobs.load_base(made.name)
+
+
 def test_the_base_is_written_once(webui, jobs, monkeypatch):
     path = webui.checkpoints / f"{BASE}.safetensors"
     stamp = path.stat().st_mtime_ns
