@@ -60,12 +60,10 @@ IMPORTS = ("import", "paths", "initialize", "launcher", "startup", "environment"
 
 
 @contextlib.contextmanager
-def running(kind: str, data: Path, extension: bool = True) -> Iterator[WebUI]:
+def running(kind: str, data: Path) -> Iterator[WebUI]:
+    """A host with what lies in `data`."""
     import hypermerge_ext
 
-    shutil.rmtree(data / "extensions" / "hyper-merge", ignore_errors=True)
-    if extension:
-        install(data)
     folder, python = os.environ[f"{kind.upper()}_DIR"], os.environ[f"{kind.upper()}_PYTHON"]
     host = WebUI(kind, folder, python, data, Path(hypermerge_ext.__file__).parent)
     try:
@@ -92,6 +90,8 @@ def moves(kind: str, data: Path, rounds: int) -> dict[str, Any]:
     loading = data / "extensions" / "bench" / "scripts" / "bench_loading.py"
     loading.parent.mkdir(parents=True, exist_ok=True)
     loading.write_text(LOADING, encoding="utf-8")
+    shutil.rmtree(data / "extensions" / "hyper-merge", ignore_errors=True)
+    install(data)
     rng, found = random.Random(1), {"load": [], "file": [], "memory": []}
     with running(kind, data) as host:
         models = sorted(path.name for path in (data / "models" / "Stable-diffusion").glob("model-*.safetensors"))
@@ -142,9 +142,9 @@ def sampled(read: Callable[[], int]) -> Iterator[list[int]]:
 # ---- the start ------------------------------------------------------------------------------------------------------
 
 
-def start(kind: str, data: Path, extension: bool) -> dict[str, float]:
+def start(kind: str, data: Path) -> dict[str, float]:
     """Seconds: "own", what the host ascribes to our files; "all", everything that extensions can delay."""
-    with running(kind, data, extension) as host:
+    with running(kind, data) as host:
         records = host.get("/internal/profile-startup")["records"]
     own = sum(seconds for name, seconds in records.items() if "hyper_merge" in name)
     leaves = {name: seconds for name, seconds in records.items() if not any(part in name for part in IMPORTS)}
@@ -153,18 +153,20 @@ def start(kind: str, data: Path, extension: bool) -> dict[str, float]:
 
 
 def starts(kind: str, folder: Path, rounds: int) -> dict[str, float]:
-    """Without any checkpoint, so that none is loaded meanwhile; taking turns."""
-    found: dict[bool, list[dict[str, float]]] = {True: [], False: []}
-    for turn in range(rounds):
-        for extension in (True, False) if turn % 2 == 0 else (False, True):
-            data = folder / f"start-{kind}"
-            found[extension].append(start(kind, data, extension))
-            shutil.rmtree(data)
-    with_, without = ({key: [run[key] for run in found[e]] for key in ("own", "all")} for e in (True, False))
+    """Taking turns, without any checkpoint, so that none is loaded meanwhile; the first starts compile and do not count."""
+    with_, without = folder / f"start-{kind}-with", folder / f"start-{kind}-without"
+    for data in (with_, without):
+        shutil.rmtree(data, ignore_errors=True)
+    install(with_)
+    found: dict[Path, list[dict[str, float]]] = {with_: [], without: []}
+    for turn in range(rounds + 1):
+        for data in (with_, without) if turn % 2 == 0 else (without, with_):
+            found[data].append(start(kind, data))
+    runs = {data: [run["all"] for run in found[data][1:]] for data in found}
     return {
-        "own": statistics.median(with_["own"]),
-        "difference": statistics.median(with_["all"]) - statistics.median(without["all"]),
-        "spread": max(max(runs["all"]) - min(runs["all"]) for runs in (with_, without)),
+        "own": statistics.median(run["own"] for run in found[with_][1:]),
+        "difference": statistics.median(runs[with_]) - statistics.median(runs[without]),
+        "spread": max(max(each) - min(each) for each in runs.values()),
     }
 
 
@@ -195,6 +197,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     args = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count()))
+    os.environ["PYTHONDONTWRITEBYTECODE"] = ""  # the start that counts is not the first
     kinds = [kind for kind in args.host or KINDS if f"{kind.upper()}_DIR" in os.environ]
     if not kinds:
         sys.exit("bench: set A1111_DIR and A1111_PYTHON, or FORGE_DIR and FORGE_PYTHON")

@@ -37,6 +37,7 @@ class Host:
         self.hyper = "family.hyper.safetensors"
         hm.solve([self.checkpoints / name for name in self.models], directions=2).save(self.hypers / self.hyper)
         self.server = WebUI(kind, *environment(kind), data, Path(hm.__file__).parent)
+        self.server.txt2img()  # A1111 loads its first model beside everything else, and another beside that fails
         self.base: str = self.job("load-base", name=self.hyper)["title"]
 
     # ---- our own routes -------------------------------------------------------------------------------------------

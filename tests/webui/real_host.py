@@ -77,10 +77,10 @@ class WebUI:
             settings.write_text(json.dumps(SETTINGS), encoding="utf-8")
         environment = {
             **os.environ,
-            "PYTHONDONTWRITEBYTECODE": "1",
             "PYTHONPATH": str(data / "packages"),
             "GIT": "false",
         }
+        environment.setdefault("PYTHONDONTWRITEBYTECODE", "1")
         environment.setdefault("HF_HUB_OFFLINE", "1")
         environment["GRADIO_ANALYTICS_ENABLED"] = "False"
         environment.setdefault("OMP_NUM_THREADS", "1")  # threads of a small network wait for each other
