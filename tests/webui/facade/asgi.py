@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
@@ -44,7 +45,9 @@ class Client:
         async def send(message: dict[str, Any]) -> None:
             sent.append(message)
 
-        asyncio.run(self._app(scope, receive, send))
+        # In a thread of its own: after the browser tests a loop is running in this one.
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(lambda: asyncio.run(self._app(scope, receive, send))).result()
         status = next(message["status"] for message in sent if message["type"] == "http.response.start")
         return Answer(status, b"".join(message.get("body", b"") for message in sent))
 
