@@ -145,6 +145,7 @@ def load_model(path: str, anew: bool = False) -> str:
             sd_models.model_data.forge_hash = ""
         sd_models.forge_model_reload()
     else:
+        sd_models.model_data.get_sd_model()  # the start's own loading takes no queue lock, and two at once spoil each other
         sd_models.reload_model_weights(info=info, forced_reload=anew)
     with contextlib.suppress(Exception):  # kept for the next start; a settings file may be read-only
         shared.opts.save(shared.config_filename)
