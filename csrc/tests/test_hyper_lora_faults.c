@@ -1,6 +1,6 @@
 /* Every allocation of a search for hyper-LoRAs, and of saving and asking what it found, fails once, and then every one from
  * there on: each call does what it does otherwise, or says that memory ran out and gives back all that it took. */
-#include "tests/faults.h"
+#include "tests/fault_memory.h"
 
 #include "solve/hyper.h"
 #include "tests/check.h"
@@ -69,29 +69,8 @@ static hm_status open_and_project(hm_error *err)
     return status;
 }
 
-static const struct {
-    const char *name;
-    hm_status (*run)(hm_error *err);
-} operations[] = {{"solve", solve}, {"save", save}, {"document", document}, {"open and project", open_and_project}};
-
-/* The call under a plan; how often a fault was met. */
-static size_t run(size_t which, fault_plan plan)
-{
-    hm_error err = {0};
-    long blocks = atomic_load(&faults.blocks);
-    fault_begin(plan);
-    faults_on();
-    hm_status status = operations[which].run(&err);
-    faults_off();
-    size_t hits = atomic_load(&faults.hits);
-    int told = status == HM_OK || (hits > 0 && status == HM_ERR_MEMORY && strchr(err.message, '\n') == NULL);
-    /* What a save measured stays with the hyper-model: that grows once. */
-    int whole = atomic_load(&faults.blocks) == blocks || plan.kinds == 0;
-    if (!CHECK(told && whole))
-        fprintf(stderr, "    %s, allocation %zu%s: status %d, %ld blocks left: %s\n", operations[which].name, plan.at,
-                plan.onwards ? " onwards" : "", (int)status, atomic_load(&faults.blocks) - blocks, err.message);
-    return hits;
-}
+static const fault_operation operations[] = {
+    {"solve", solve, false}, {"save", save, true}, {"document", document, false}, {"open and project", open_and_project, false}};
 
 static int world_begin(void)
 {
@@ -117,11 +96,7 @@ int main(void)
     size_t tried = 0;
     if (!world_begin()) return check_report("faults around hyper-LoRAs");
     for (size_t which = 0; which < sizeof operations / sizeof operations[0]; which++)
-        for (int onwards = 0; onwards < 2; onwards++) {
-            run(which, (fault_plan){0});
-            for (size_t at = 1; run(which, (fault_plan){.kinds = FAULT_MEMORY, .at = at, .onwards = onwards}) > 0; at++)
-                tried++;
-        }
+        tried += fault_every_allocation(&operations[which]);
     CHECK(tried > 500);
     hm_hyper_close(world.solved);
     for (size_t m = 0; m < MEMBERS; m++) hm_source_close(world.sources[m]);

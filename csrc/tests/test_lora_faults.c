@@ -1,6 +1,6 @@
 /* Every allocation around LoRAs as inputs fails once, and then every one from there on: each call does what it does otherwise,
- * or says that memory ran out, gives back all that it took and leaves no file; the next call works. */
-#include "tests/faults.h"
+ * or says that memory ran out and gives back all that it took; the next call works. */
+#include "tests/fault_memory.h"
 
 #include "solve/hyper.h"
 #include "tests/product_models.h"
@@ -78,28 +78,9 @@ static hm_status compare(hm_error *err)
     return status;
 }
 
-static const struct {
-    const char *name;
-    hm_status (*run)(hm_error *err);
-} operations[] = {{"solve", solve}, {"solve alone", solve_alone}, {"save", save}, {"lora", lora}, {"project", project},
-                  {"compare", compare}};
-
-static size_t run(size_t which, fault_plan plan)
-{
-    hm_error err = {0};
-    long blocks = atomic_load(&faults.blocks);
-    fault_begin(plan);
-    faults_on();
-    hm_status status = operations[which].run(&err);
-    faults_off();
-    size_t hits = atomic_load(&faults.hits);
-    int told = status == HM_OK || (hits > 0 && status == HM_ERR_MEMORY && strchr(err.message, '\n') == NULL);
-    /* What save measured stays with the hyper-model: one block, where there was none before the first time. */
-    if (!CHECK(told && atomic_load(&faults.blocks) == blocks))
-        fprintf(stderr, "    %s, allocation %zu%s: status %d, %ld blocks left: %s\n", operations[which].name, plan.at,
-                plan.onwards ? " onwards" : "", (int)status, atomic_load(&faults.blocks) - blocks, err.message);
-    return hits;
-}
+static const fault_operation operations[] = {
+    {"solve", solve, false}, {"solve alone", solve_alone, false}, {"save", save, false},
+    {"lora", lora, false},   {"project", project, false},         {"compare", compare, false}};
 
 static int world_begin(numbered tensors[MEMBERS][LAYERS])
 {
@@ -146,11 +127,7 @@ int main(void)
     for (size_t which = 0; which < sizeof operations / sizeof operations[0]; which++) {
         bool without_base = which == 1 || which == 5;
         if (without_base) world.loras[0] = world.loras[1]; /* whole differences need one */
-        for (int onwards = 0; onwards < 2; onwards++) {
-            run(which, (fault_plan){0}); /* also loads OpenBLAS, which is not looked at */
-            for (size_t at = 1; run(which, (fault_plan){.kinds = FAULT_MEMORY, .at = at, .onwards = onwards}) > 0; at++)
-                tried++;
-        }
+        tried += fault_every_allocation(&operations[which]);
         world.loras[0] = first;
     }
     CHECK(tried > 300);

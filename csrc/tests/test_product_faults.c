@@ -1,6 +1,6 @@
 /* Every allocation around product tensors fails once, and then every one from there on: each call does what it does
  * otherwise, or says that memory ran out and gives back all that it took; the next call works. */
-#include "tests/faults.h"
+#include "tests/fault_memory.h"
 
 #include "lowrank/expand.h"
 #include "model/product.h"
@@ -76,28 +76,9 @@ static hm_status merge(hm_error *err)
     return hm_hyper_merge(world.hyper, world.merged, &options, &job, err);
 }
 
-static const struct {
-    const char *name;
-    hm_status (*run)(hm_error *err);
-} operations[] = {{"open", open_hyper}, {"view", view}, {"expand", expand}, {"factors", factors},
-                  {"bind", bind},       {"set", set},   {"merge", merge}};
-
-/* The call under a plan; how often a fault was met. */
-static size_t run(size_t which, fault_plan plan)
-{
-    hm_error err = {0};
-    long blocks = atomic_load(&faults.blocks);
-    fault_begin(plan);
-    faults_on();
-    hm_status status = operations[which].run(&err);
-    faults_off();
-    size_t hits = atomic_load(&faults.hits);
-    int told = status == HM_OK || (hits > 0 && status == HM_ERR_MEMORY && strchr(err.message, '\n') == NULL);
-    if (!CHECK(told && atomic_load(&faults.blocks) == blocks))
-        fprintf(stderr, "    %s, allocation %zu%s: status %d, %ld blocks left: %s\n", operations[which].name, plan.at,
-                plan.onwards ? " onwards" : "", (int)status, atomic_load(&faults.blocks) - blocks, err.message);
-    return hits;
-}
+static const fault_operation operations[] = {
+    {"open", open_hyper, false}, {"view", view, false}, {"expand", expand, false}, {"factors", factors, false},
+    {"bind", bind, false},       {"set", set, false},   {"merge", merge, false}};
 
 static int world_begin(folder *f, numbered tensors[3])
 {
@@ -127,13 +108,9 @@ int main(void)
     size_t tried = 0;
     if (!CHECK(folder_begin(&f)) || !world_begin(&f, tensors)) return check_report("faults around products");
     for (size_t which = 0; which < sizeof operations / sizeof operations[0]; which++)
-        for (int onwards = 0; onwards < 2; onwards++) {
-            run(which, (fault_plan){0}); /* also loads OpenBLAS, which is not looked at */
-            for (size_t at = 1; run(which, (fault_plan){.kinds = FAULT_MEMORY, .at = at, .onwards = onwards}) > 0; at++)
-                tried++;
-        }
+        tried += fault_every_allocation(&operations[which]);
     CHECK(tried > 100);
-    CHECK(run(2, (fault_plan){0}) == 0 && run(5, (fault_plan){0}) == 0);
+    CHECK(fault_run(&operations[2], (fault_plan){0}) == 0 && fault_run(&operations[5], (fault_plan){0}) == 0);
     for (size_t i = 0; i < ELEMENTS; i++) usual[i] = tensors[0].numbers[i] + 0.5f * world.product_numbers[i];
     CHECK(memcmp(usual, world.target, sizeof usual) == 0);
     hm_live_close(world.live);
