@@ -163,6 +163,7 @@ static hm_status read_once(struct bind_pass *pass, const hm_tensor_info *moved, 
                                   .elements = live->elements,
                                   .cut_bytes = 1,
                                   .scratch_bytes = CAST_BLOCK * sizeof(double),
+                                  .again = !pass->copy,
                                   .work = bind_work,
                                   .commit = bind_commit,
                                   .user = pass};

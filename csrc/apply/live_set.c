@@ -118,6 +118,7 @@ static hm_status run(struct live_pass *pass, hm_source *const *sources, size_t r
                               .rows = rows,
                               .elements = pass->live->elements,
                               .scratch_bytes = BLOCK * sizeof(double),
+                              .again = true,
                               .work = work,
                               .user = pass};
     hm_status status = hm_live_is_in_memory(&stream) ? hm_live_run_in_memory(&stream, job, err)

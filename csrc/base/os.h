@@ -29,6 +29,8 @@ hm_status hm_file_read_direct(const hm_file *file, void *buffer, uint64_t offset
                               bool *was_direct, hm_error *err);
 /* True when at least nine tenths of the range lie in the page cache (or when this cannot be told). */
 bool hm_file_is_cached(const hm_file *file, uint64_t offset, uint64_t bytes);
+/* Has the system begin to read the range into the page cache.  Only a hint: nothing depends on it. */
+void hm_file_prefetch(const hm_file *file, uint64_t offset, uint64_t bytes);
 
 /* A file being written beside its target.  Killed at any moment, the target stays as it was; the temporary is locked
  * while its writer lives, and the next writer of the same target removes temporaries that nobody holds. */
@@ -73,6 +75,7 @@ void hm_utc_date(char out[11]); /* "2026-01-31" */
 void *hm_library_open(const char *name, char *reason, size_t reason_bytes);
 void *hm_library_symbol(void *library, const char *symbol); /* NULL: it has none of that name */
 void hm_library_close(void *library);
+uint64_t hm_memory_available(void);   /* bytes free or in the page cache; UINT64_MAX = it cannot be told */
 uint64_t hm_address_space_left(void); /* bytes that this process may still map; UINT64_MAX = no limit is set */
 
 #endif

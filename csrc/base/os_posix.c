@@ -158,6 +158,15 @@ bool hm_file_is_cached(const hm_file *file, uint64_t offset, uint64_t bytes)
 #endif
 }
 
+void hm_file_prefetch(const hm_file *file, uint64_t offset, uint64_t bytes)
+{
+#if defined(POSIX_FADV_WILLNEED)
+    (void)posix_fadvise(file->fd, (off_t)offset, (off_t)bytes, POSIX_FADV_WILLNEED);
+#else
+    (void)file, (void)offset, (void)bytes;
+#endif
+}
+
 /* ---- paths ---------------------------------------------------------------------------------------------------------- */
 
 /* Where the last component of a path begins. */
@@ -241,6 +250,20 @@ unsigned hm_cpu_count(void)
 #endif
     long count = sysconf(_SC_NPROCESSORS_ONLN);
     return count > 0 ? (unsigned)count : 1;
+}
+
+/* "MemAvailable:   24061204 kB" is what the kernel itself thinks it could give without swapping. */
+uint64_t hm_memory_available(void)
+{
+    char text[1024]; /* the line is the third one */
+    int fd = open("/proc/meminfo", O_RDONLY | O_CLOEXEC);
+    if (fd < 0) return UINT64_MAX;
+    ssize_t got = read(fd, text, sizeof text - 1);
+    close(fd);
+    if (got <= 0) return UINT64_MAX;
+    text[got] = 0;
+    const char *line = strstr(text, "\nMemAvailable:");
+    return line != NULL ? (uint64_t)strtoull(strchr(line, ':') + 1, NULL, 10) << 10 : UINT64_MAX;
 }
 
 double hm_seconds(void)

@@ -44,6 +44,7 @@ struct pass {
     size_t scratch_stride;
     hm_job *job;
     uint64_t total_bytes;
+    bool keep; /* what is read from files, in the page cache */
 
     pthread_mutex_t lock;
     pthread_cond_t changed; /* a slot was committed, a seat returned, or the pass stopped */
@@ -222,10 +223,20 @@ static hm_status run_warm(struct pass *pass, struct slot *slot, unsigned seat, v
     return HM_OK;
 }
 
+/* Buffered reads by themselves wait for a few pages at a time; asked for as a whole, they fill the disk's queue. */
+static void prefetch(const struct pass *pass, const hm_item *item)
+{
+    for (size_t i = 0; i < item->read_count; i++) {
+        const hm_item_read *read = &item->reads[i];
+        hm_file_prefetch(&pass->stream->rows[read->row].source->file, read->offset, read->bytes);
+    }
+}
+
 /* At least one range is cold: every range in one large read, then compute. */
 static hm_status read_cold(struct pass *pass, struct slot *slot, hm_error *err)
 {
     uint64_t direct = 0, cached = 0;
+    if (pass->keep) prefetch(pass, &slot->item);
     for (size_t i = 0; i < slot->item.read_count; i++) {
         hm_item_read *read = &slot->item.reads[i];
         const hm_file *file = &pass->stream->rows[read->row].source->file;
@@ -233,7 +244,7 @@ static hm_status read_cold(struct pass *pass, struct slot *slot, hm_error *err)
         const void *at = buffer;
         bool was_direct = false;
         if (is_stopped(pass)) return hm_fail(err, HM_ERR_CANCELLED, NULL, NULL, "cancelled");
-        if (hm_file_is_cached(file, read->offset, read->bytes))
+        if (pass->keep || hm_file_is_cached(file, read->offset, read->bytes))
             HM_TRY(hm_file_read(file, buffer, read->offset, read->bytes, err));
         else
             HM_TRY(hm_file_read_direct(file, buffer, read->offset, read->bytes, &at, &was_direct, err));
@@ -363,6 +374,18 @@ static void report_progress(void *arg)
     stop_with(pass, &error);
 }
 
+/* Would everything that the pass reads from files fit into what is free or page cache now, and leave a quarter of that? */
+static bool has_room_to_keep(const hm_stream *stream)
+{
+    uint64_t bytes = 0, available = hm_memory_available();
+    for (size_t t = 0; t < stream->tensor_count; t++)
+        for (size_t r = 0; r < stream->row_count; r++) {
+            const hm_tensor_info *tensor = hm_stream_tensor(stream, r, t);
+            if (tensor != NULL && stream->rows[r].source->path != NULL) bytes += tensor->bytes;
+        }
+    return bytes < available / 4 * 3;
+}
+
 /* ---- the pass -------------------------------------------------------------------------------------------------- */
 
 static hm_status check_sources(const hm_stream *stream, hm_error *err)
@@ -435,6 +458,7 @@ hm_status hm_stream_run(const hm_stream *stream, hm_job *job, hm_error *err)
             const hm_tensor_info *tensor = hm_stream_tensor(stream, r, t);
             pass.total_bytes += tensor != NULL ? tensor->bytes : 0;
         }
+    pass.keep = stream->again && has_room_to_keep(stream);
     double began = hm_seconds();
     hm_status status = hm_stream_products_open(&pass.products, stream, computing, err);
     /* What products take comes out of the budget; the buffers keep half of it, if only to be able to work at all. */

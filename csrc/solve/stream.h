@@ -8,7 +8,8 @@
  * Reading and arithmetic overlap because there are more workers than CPUs and only about as many of them compute at a time
  * as there are CPUs (they have a seat); the others wait in reads.  No barriers, nobody spins.
  * A range that lies in the page cache is read from there in small steps that stay in the CPU's cache; a cold one by
- * direct I/O in one piece (buffered reads of files larger than the memory collapse: the kernel spends its time evicting).
+ * direct I/O in one piece (buffered reads of files larger than the memory collapse: the kernel spends its time evicting),
+ * unless the pass will be run again over the same numbers: then they are left in the page cache for it.
  * Products (model/product.h) are rows like others, of type F32: their factors are loaded once for all workers, and the
  * numbers computed where they are needed. */
 #ifndef HM_SOLVE_STREAM_H
@@ -52,6 +53,7 @@ typedef struct hm_stream {
     size_t cut_bytes;               /* results per cut of a segment: sums */
     size_t result_element_bytes;    /* results per element: what is to be written */
     size_t scratch_bytes;           /* per worker, 64-byte aligned, not zeroed */
+    bool again;                     /* soon: what is cold comes into the page cache, if the memory has room for all of it */
     /* Called for consecutive pieces of a segment, in a worker thread. */
     hm_status (*work)(void *user, const hm_piece *piece, const hm_segment *segment, void *scratch, hm_error *err);
     /* Called once per segment after its last piece, in a worker thread, in no fixed order: writing.  May be NULL. */

@@ -1,5 +1,7 @@
 /* Live blends against the files that hm_hyper_merge writes: the two must agree in every bit. */
+#include <fcntl.h>
 #include <pthread.h>
+#include <unistd.h>
 
 #include "tests/live_models.h"
 
@@ -356,6 +358,41 @@ static void test_large(folder *f)
     models_end(&set);
 }
 
+/* ---- files that are not in the page cache ------------------------------------------------------------------------ */
+
+/* A slider reads the same numbers again and again: whatever the first move finds cold, the next one must find cached. */
+static void test_cold(folder *f)
+{
+    static const part large[] = {{"large.weight", 2, {1201, 1999}, 0}};
+    const double at[] = {0.5};
+    hm_solve_options solve = {.directions = 1, .dtype = HM_F16};
+    hm_save_options save = {.force = true};
+    hm_live *live = NULL;
+    hm_error err = {0};
+    model_set set;
+    targets t;
+    models_begin(&set, large, 1, 2);
+    hm_hyper *hyper = make_hyper(&set, folder_file(f, "cold.hyper.safetensors"), &solve, &save);
+    targets_begin(&t, &set, HM_F32, ROW_MAJOR);
+    if (hyper != NULL) {
+        const hm_file *file = &hyper->file->file;
+        targets_load(&t, hyper->base_file);
+        CHECK(good(hm_live_bind(&live, hyper, t.infos, t.names, t.count, NULL, NULL, &err), &err));
+        CHECK(fsync(file->fd) == 0 && posix_fadvise(file->fd, 0, 0, POSIX_FADV_DONTNEED) == 0);
+        hm_job job = {.threads = 2};
+        CHECK(live != NULL && good(hm_live_set(live, t.infos, t.count, at, 1, NULL, 0, &job, &err), &err));
+        CHECK(job.out_direct_bytes == 0 && job.out_cached_bytes >= 2 * 2 * t.infos[0].elements);
+        CHECK(hm_file_is_cached(file, 0, hyper->file->stamp.size));
+        hm_source *expected = merged(f, hyper, at, 1, NULL, 0, HM_F32);
+        CHECK(expected != NULL && targets_equal(&t, &set, expected));
+        hm_source_close(expected);
+    }
+    hm_live_close(live);
+    hm_hyper_close(hyper);
+    targets_end(&t);
+    models_end(&set);
+}
+
 int main(void)
 {
     folder f;
@@ -379,6 +416,7 @@ int main(void)
         test_threads(&f, &many, hyper);
     }
     test_large(&f);
+    test_cold(&f);
     hm_hyper_close(hyper);
     models_end(&set);
     models_end(&many);
