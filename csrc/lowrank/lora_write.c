@@ -422,25 +422,13 @@ static hm_status check_options(const hm_lora_options *options, hm_error *err)
     return HM_OK;
 }
 
-/* Progress of the dense pass where another came before it. */
-struct second_pass {
-    const hm_job *job;
-    uint64_t before;
-};
-
-static int second_progress(void *user, uint64_t done, uint64_t total)
-{
-    const struct second_pass *second = user;
-    return second->job->progress(second->job->user, second->before + done, second->before + total);
-}
-
 static hm_status decompose_and_write(struct writer *writer, hm_job *job, hm_error *err)
 {
     hm_dense dense = writer->difference->dense;
     dense.visit = write_tensor;
     dense.user = writer;
     HM_TRY(share_out(writer, err));
-    struct second_pass second = {.job = job};
+    hm_second_pass second = {.job = job};
     hm_job own = job != NULL ? *job : (hm_job){0};
     size_t count = writer->difference->count, by_factors = writer->by_factors;
     if (by_factors > 0) {
@@ -452,7 +440,7 @@ static hm_status decompose_and_write(struct writer *writer, hm_job *job, hm_erro
         own.out_cached_bytes -= second.before / 2; /* they were read once */
         dense.chosen = writer->order + by_factors;
         dense.chosen_count = count - by_factors;
-        if (own.progress != NULL) own.progress = second_progress;
+        if (own.progress != NULL) own.progress = hm_second_progress;
         own.user = &second;
     }
     HM_TRY(hm_blas_begin(&writer->blas, err));

@@ -269,18 +269,6 @@ static hm_status measure_numbers(hm_gram_result *out, const hm_gram_spec *spec, 
 
 /* ---- some tensors by their factors, the others by their numbers --------------------------------------------------------- */
 
-/* Progress of the second of two passes. */
-struct second_pass {
-    const hm_job *job;
-    uint64_t before;
-};
-
-static int second_progress(void *user, uint64_t done, uint64_t total)
-{
-    const struct second_pass *second = user;
-    return second->job->progress(second->job->user, second->before + done, second->before + total);
-}
-
 /* The spec of the tensors rest[count] alone; `index` has room for all rows of them. */
 static void narrow(hm_gram_spec *spec, const size_t *rest, size_t count, hm_stream_row *rows, uint32_t *index,
                    uint64_t *elements, const char **names, hm_dtype *dtypes)
@@ -317,9 +305,9 @@ static hm_status measure_rest(const hm_gram_result *out, const hm_gram_spec *spe
                            ? HM_OK
                            : hm_fail_memory(err, "the list of tensors");
     if (status == HM_OK) {
-        struct second_pass second = {.job = job, .before = before};
+        hm_second_pass second = {.job = job, .before = before};
         hm_job own = job != NULL ? *job : (hm_job){0};
-        if (own.progress != NULL) own.progress = second_progress;
+        if (own.progress != NULL) own.progress = hm_second_progress;
         own.user = &second;
         own.out_direct_bytes = own.out_cached_bytes = 0;
         own.out_seconds = 0;

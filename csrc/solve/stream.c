@@ -386,6 +386,12 @@ static bool has_room_to_keep(const hm_stream *stream)
     return bytes < available / 4 * 3;
 }
 
+int hm_second_progress(void *user, uint64_t done, uint64_t total)
+{
+    const hm_second_pass *second = user;
+    return second->job->progress(second->job->user, second->before + done, second->before + total);
+}
+
 /* ---- the pass -------------------------------------------------------------------------------------------------- */
 
 static hm_status check_sources(const hm_stream *stream, hm_error *err)

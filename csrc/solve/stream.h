@@ -72,4 +72,12 @@ static inline size_t hm_stream_cuts(size_t count)
 /* Checks that all files are still what they were when opened, runs the pass, and checks again. */
 hm_status hm_stream_run(const hm_stream *stream, hm_job *job, hm_error *err);
 
+/* Where something else was done before a pass, `before` bytes of it, the two report progress as one: the pass gets a job whose
+ * progress is hm_second_progress and whose user is this. */
+typedef struct hm_second_pass {
+    const hm_job *job; /* the caller's, with a progress function */
+    uint64_t before;
+} hm_second_pass;
+int hm_second_progress(void *user, uint64_t done, uint64_t total);
+
 #endif

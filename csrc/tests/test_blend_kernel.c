@@ -7,21 +7,12 @@
 #include <string.h>
 
 #include "tests/check.h"
+#include "tests/random_bits.h"
 
 #define MAX_PARTS 8
 #define TYPES 6
 
 static const size_t type_bytes[TYPES] = {8, 4, 2, 2, 1, 1};
-
-static uint64_t random_state = 0x9e3779b97f4a7c15u;
-
-static uint32_t random_bits(void) /* xorshift64* */
-{
-    random_state ^= random_state >> 12;
-    random_state ^= random_state << 25;
-    random_state ^= random_state >> 27;
-    return (uint32_t)((random_state * 0x2545f4914f6cdd1du) >> 32);
-}
 
 static float from_bits(uint32_t bits)
 {

@@ -9,20 +9,11 @@
 
 #include "base/cpu.h"
 #include "tests/check.h"
+#include "tests/random_bits.h"
 
 #define UNIT 0x1p-24 /* half the distance of f32 numbers at 1 */
 
 static const size_t type_bytes[6] = {8, 4, 2, 2, 1, 1};
-
-static uint64_t random_state = 0x9e3779b97f4a7c15u;
-
-static uint32_t random_bits(void) /* xorshift64* */
-{
-    random_state ^= random_state >> 12;
-    random_state ^= random_state << 25;
-    random_state ^= random_state >> 27;
-    return (uint32_t)((random_state * 0x2545f4914f6cdd1du) >> 32);
-}
 
 /* In (−1, 1), of all magnitudes down to 2^-20 or so. */
 static float random_value(void)

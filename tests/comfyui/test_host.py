@@ -63,53 +63,43 @@ def test_moves_are_written_in_place(server):
     assert server.said().count("loaded completely") == before + 1
 
 
+def save_checkpoint(server, at, name, **options):
+    """What HyperMerge Save Checkpoint writes: its path."""
+    graph = Graph()
+    given = {"dtype": "keep", "from_inputs": False, "further": "", "strength_clip": 1.0} | options
+    hyper = load(graph)[0]
+    prefix = f"checkpoints/{name}"
+    node = graph.add("HyperMergeSaveCheckpoint", hyper=hyper, lam=at[0], kap=at[1], filename_prefix=prefix, **given)
+    return Path(server.run(graph)["outputs"][node]["text"][0])
+
+
+def same_numbers(path, other):
+    """Have the two files the same tensors, bit for bit?"""
+    written, wanted = load_file(path), load_file(other)
+    return written.keys() == wanted.keys() and all(np.array_equal(written[key], wanted[key]) for key in wanted)
+
+
 def test_it_is_what_the_command_line_merges(server, made):
     """The saved checkpoint is hyper-merge's own, byte for byte, and samples like the blend."""
     at = (0.6, -0.8)
-    graph = Graph()
-    loaded = load(graph)
-    node = graph.add(
-        "HyperMergeSaveCheckpoint",
-        hyper=loaded[0],
-        lam=at[0],
-        kap=at[1],
-        further="",
-        strength_clip=1.0,
-        filename_prefix="checkpoints/kept",
-        dtype="keep",
-        from_inputs=False,
-    )
-    path = Path(server.run(graph)["outputs"][node]["text"][0])
+    path = save_checkpoint(server, at, "kept")
     own = server.base / "own.safetensors"
     hm.load(made).merge(at, own, force=True)
     assert path.parent == server.base / "output" / "checkpoints"
-    written, wanted = load_file(path), load_file(own)
-    assert written.keys() == wanted.keys() and all(np.array_equal(written[key], wanted[key]) for key in wanted)
-    saved = run(server, checkpoint(path.name))
+    assert same_numbers(path, own)
+    kept = run(server, checkpoint(path.name))
     live = run(server, blended(at))
-    assert np.abs(saved - live).max() < 0.01 * np.abs(live).max()
+    assert np.abs(kept - live).max() < 0.01 * np.abs(live).max()
 
 
 def test_blends_from_the_inputs(server, made):
-    graph = Graph()
-    loaded = load(graph)
-    node = graph.add(
-        "HyperMergeSaveCheckpoint",
-        hyper=loaded[0],
-        lam=0.6,
-        kap=-0.8,
-        further="",
-        strength_clip=1.0,
-        filename_prefix="checkpoints/exact",
-        dtype="fp32",
-        from_inputs=True,
-    )
-    path = Path(server.run(graph)["outputs"][node]["text"][0])
+    at = (0.6, -0.8)
+    path = save_checkpoint(server, at, "exact", dtype="fp32", from_inputs=True)
     own = server.base / "exact.safetensors"
-    names = [f"{member.name}.safetensors" for member in hm.load(made).members]
-    hm.load(made).merge((0.6, -0.8), own, exact=[str(DEMO / name) for name in names], dtype="fp32", force=True)
-    written, wanted = load_file(path), load_file(own)
-    assert all(np.array_equal(written[key], wanted[key]) for key in wanted)
+    hyper = hm.load(made)
+    names = [f"{member.name}.safetensors" for member in hyper.members]
+    hyper.merge(at, own, exact=[str(DEMO / name) for name in names], dtype="fp32", force=True)
+    assert same_numbers(path, own)
 
 
 def test_comfyuis_own_save_keeps_the_blend(server):
