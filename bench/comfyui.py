@@ -25,6 +25,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from idle import Idle
+
 ROOT = Path(__file__).resolve().parent.parent
 MINI = ROOT / "tests" / "golden" / "sd15-mini.json"
 COUNT = 4
@@ -87,11 +89,12 @@ def moves(folder: Path, rounds: int) -> dict[str, Any]:
 
         ways = dict(zip(WAYS, (stock, ours(False, False), ours(False, True), ours(True, False), ours(True, True))))
         found: dict[str, Any] = {way: {"wall": [], "cpu": [], "node": []} for way in WAYS}
-        rng = random.Random(1)
+        rng, idle = random.Random(1), Idle()
         for turn in range(rounds + 1):
             for way in rng.sample(WAYS, len(WAYS)):
                 if way.startswith("in place"):
                     management.load_models_gpu([ways[way]((rng.random(), rng.random()))])  # a move comes after a load
+                idle.wait()
                 start = time.perf_counter()
                 patcher = ways[way]((rng.random(), -rng.random()))
                 made, cpu = time.perf_counter(), time.process_time()
@@ -100,7 +103,7 @@ def moves(folder: Path, rounds: int) -> dict[str, Any]:
                     found[way]["wall"].append(time.perf_counter() - made)
                     found[way]["cpu"].append(time.process_time() - cpu)
                     found[way]["node"].append(1000 * (made - start))
-        found["tensors"] = len(tensors)
+        found["tensors"], found["idle"] = len(tensors), str(idle)
         found["numbers"] = sum(rows[1].numel() for rows in tensors.values())
     return found
 
@@ -198,7 +201,7 @@ def main() -> None:
     stock = statistics.median(found[WAYS[0]]["wall"])
     print(
         f"one move of λ, κ: {found['tensors']} tensors, {found['numbers'] / 1e6:.1f} M numbers; medians of "
-        f"{args.rounds}"
+        f"{args.rounds}; {found['idle']}"
     )
     print("| way | seconds | least … most | CPU seconds | node ms | stock / it |\n|---|---|---|---|---|---|")
     for way in WAYS:

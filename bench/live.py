@@ -29,6 +29,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from idle import Idle
+
 SHAPES = Path(__file__).resolve().parent.parent / "tests" / "golden" / "sd15.json.gz"
 UNET = "model.diffusion_model."
 AT = (0.4, -0.2)
@@ -227,8 +229,10 @@ def measure(folder: Path, dtype: str, share: float, rounds: int, threads: int) -
         way()  # buffers, threads and pages are there from now on
         errors[name] = float((targets[largest].double() - exact).abs().max())
     times: dict[str, list[float]] = {name: [] for name in ways}
+    idle = Idle()
     for _ in range(rounds):
         for name, way in ways.items():
+            idle.wait()
             start = time.perf_counter()
             way()
             times[name].append(time.perf_counter() - start)
@@ -237,7 +241,7 @@ def measure(folder: Path, dtype: str, share: float, rounds: int, threads: int) -
     copy_name = list(ways)[-1]
     ours = times["live.set, in memory"]
     print(f"\n{dtype}, {numbers / 1e6:.1f} M numbers in {len(names)} tensors, {_core.kernel_name()} kernels, {threads} threads, "
-          f"medians of {rounds} rounds\n")  # fmt: skip
+          f"medians of {rounds} rounds; {idle}\n")  # fmt: skip
     print("| way | ms | best | GB/s | × live.set | % of the copy's rate | largest error |")
     print("|---|---:|---:|---:|---:|---:|---:|")
     for name, taken in times.items():

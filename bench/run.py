@@ -25,6 +25,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from extents import extents, is_merged
+from idle import Idle
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE.parent / "build" / "bench" / "results.md"
@@ -56,6 +57,7 @@ class Bench:
     def __init__(self, folder: Path, peers: Path | None, quick: bool) -> None:
         self.folder, self.peers, self.quick = folder.resolve(), peers and peers.absolute(), quick
         self.rounds = 5
+        self.idle = Idle()
         self.rows: list[tuple[str, str, str, str]] = []
         self.peaks: dict[tuple[str, int], int] = {}
         self.out = self.folder / "bench-scratch"
@@ -112,6 +114,7 @@ class Bench:
         for turn in range(self.rounds):
             for i in range(len(runs)):
                 which = (i + turn) % len(runs)
+                self.idle.wait()
                 seconds[which].append(runs[which]())
             say("  " + " | ".join(f"{taken[-1]:.2f} s" for taken in seconds))
         return seconds
@@ -308,7 +311,7 @@ class Bench:
     def report(self) -> str:
         small = " Small files: only to try the benchmark." if self.quick else ""
         lines = [
-            f"Machine: {machine()}. {self.rounds} rounds, medians.{small}",
+            f"Machine: {machine()}, {self.idle}. {self.rounds} rounds, medians.{small}",
             "",
             "| what | measured | bar | |",
             "|---|---|---|---|",
@@ -324,13 +327,12 @@ def memory(key: str) -> int:
 
 
 def machine() -> str:
-    """CPU, cores, memory, kernel, and how busy it was."""
+    """CPU, cores, memory, kernel."""
     with open("/proc/cpuinfo", encoding="utf-8") as file:
         model = re.search(r"model name\s*:\s*(.*)", file.read())
     return (
         f"{model[1] if model else platform.machine()}, {len(os.sched_getaffinity(0))} CPUs, "
-        f"{memory('MemTotal') / 2**30:.0f} GiB, {platform.system()} {platform.release()}, "
-        f"load at the end {os.getloadavg()[0]:.1f}"
+        f"{memory('MemTotal') / 2**30:.0f} GiB, {platform.system()} {platform.release()}"
     )
 
 

@@ -23,6 +23,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from idle import Idle
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
@@ -98,7 +100,10 @@ def moves(kind: str, data: Path, rounds: int) -> dict[str, Any]:
         hyper = job(host, "solve", models=models, base=models[0], name="bench")["name"]
         job(host, "load-base", name=hyper)
 
+        idle = found["idle"] = Idle()
+
         def move() -> float:
+            idle.wait()
             begun = time.perf_counter()
             body = {"hyper": hyper, "multipliers": [rng.uniform(-1, 1), rng.uniform(-1, 1)]}
             text = host.post("/hyper-merge/v1/set", body)["text"]
@@ -117,7 +122,9 @@ def moves(kind: str, data: Path, rounds: int) -> dict[str, Any]:
             found[f"{where} first"], found[f"{where} peak"] = first, max(peak) - before
             found[f"{where} held"] = host.memory()["RssAnon"] - before
             host.post("/hyper-merge/v1/set", {"enabled": False})
-        found["load"] = [float(host.request("/bench/load", {})) for _ in range(3)]
+        for _ in range(3):
+            idle.wait()
+            found["load"].append(float(host.request("/bench/load", {})))
     return found
 
 
@@ -175,9 +182,8 @@ def starts(kind: str, folder: Path, rounds: int) -> dict[str, float]:
 
 def report(kind: str, found: dict[str, Any]) -> None:
     load = statistics.median(found["load"])
-    print(
-        f"\n{kind}: one move, medians; a full load takes {load:.1f} s ({min(found['load']):.1f} … {max(found['load']):.1f})"
-    )
+    spread = f"{min(found['load']):.1f} … {max(found['load']):.1f}"
+    print(f"\n{kind}: one move, medians; a full load takes {load:.1f} s ({spread}); {found['idle']}")
     print("| directions | seconds | least … most | first move | load / move | memory held | peak |")
     print("|---|---|---|---|---|---|---|")
     for where in ("file", "memory"):
