@@ -150,7 +150,8 @@ typedef struct hm_selection {
     size_t includes;
     const char *const *exclude;
     size_t excludes;
-    bool common;          /* merge what all inputs share; copy the rest from the carrier instead of refusing */
+    bool common;          /* merge what all inputs share; copy the rest from the carrier instead of refusing, and leave out
+                           * layers of LoRAs that the base lacks */
     bool allow_nonfinite; /* copy a tensor that holds NaN or Inf from the carrier instead of refusing */
 } hm_selection;
 
@@ -169,10 +170,12 @@ typedef struct hm_solve_options {
     unsigned carrier;       /* which input gives the tensors that are not merged (with HM_BASE_FILE the base does) */
     hm_dtype dtype;         /* of the merged tensors when saved; HM_DTYPE_KEEP */
     /* Hyper-LoRAs: direction k + 1 has at most the rank ranks[k] in every tensor (norms, biases, and what factors would not
-     * make smaller stay whole), and rank_count is K.  Found by passes over the inputs until the loss hardly falls; progress
-     * begins anew with each.  They stay in memory beside the budget, as they will be stored.  project, merge and lora need
-     * the saved file.  In the document: method "hyper-lora", "ranks", "losses" (after the LoRAs of each pass, and at last with
-     * the final multipliers: never rising), "direction_gram" (⟨D_j, D_k⟩: they need not be orthogonal); explained_k is
+     * make smaller stay whole), and rank_count is K.  Found by passes over the inputs: direction 1 alone until the loss
+     * hardly falls, then each further one in what those before it leave (deflation, and the end is no worse than that), then
+     * all of them together; progress begins anew with each.  They stay in memory beside the budget, as they will be stored.
+     * project, merge and lora need the saved file.  In the document: method "hyper-lora", "ranks", "losses" (after the LoRAs
+     * of each of these passes, and at last with the final multipliers: never rising; in the first passes only direction 1
+     * takes off the loss), "direction_gram" (⟨D_j, D_k⟩: they need not be orthogonal); explained_k is
      * Σ_m w_m c_mk ⟨ΔW_m, D_k⟩ / total, and these sum to 1 − loss / total. */
     const unsigned *ranks;
     size_t rank_count;      /* 0: no limit */

@@ -136,7 +136,7 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--base", metavar="mean|none|FILE", help="what differences are taken from (mean); LoRAs need FILE")
     made.add_argument("--directions", type=_count, metavar="K", help="how many (2, or fewer if the models span less)")
     made.add_argument("--method", choices=("exact", "als"), default="exact", help="als: alternating updates")
-    made.add_argument("--rank", type=_ranks, action="extend", metavar="R,…", help="hyper-LoRAs: each direction's rank, which also says how many")
+    made.add_argument("--rank", type=_ranks, action="extend", metavar="R,…", help="hyper-LoRAs: each direction's rank, which also says how many; found one by one, then improved together")
     made.add_argument("--weights", type=_numbers, action="extend", metavar="W,…", help="one number > 0 per model")
     selection(made)
     made.add_argument("--dtype", choices=dtypes, help="of the merged tensors (as in the first model)")

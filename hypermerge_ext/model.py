@@ -98,7 +98,10 @@ class HyperModel:
 
     @property
     def losses(self) -> list[float]:
-        """Of hyper-LoRAs: the loss after the LoRAs of each pass, and at last with the final multipliers; never rising."""
+        """Of hyper-LoRAs: the loss after the LoRAs of each pass, and at last with the final multipliers; never rising.
+
+        The first passes find direction 1 alone, the next ones direction 2 in what it leaves, …, the last ones improve all.
+        """
         return self.document.get("losses", [])
 
     @property
@@ -427,7 +430,8 @@ def solve(
     dtype: "fp16", "bf16" or "fp32" for the merged tensors when saved.  names: what to call state dicts.
     hash: also record each file's sha256, which reads it once more.
     rank: hyper-LoRAs: direction k is of rank[k] at most in every tensor (norms and biases stay whole), and there are as many
-    as ranks.  Found by passes over the models until the loss hardly falls; they can be used once saved.
+    as ranks.  Found by passes over the models until the loss hardly falls: one direction after the other, each in what those
+    before it leave, then all of them together; so the loss is no worse than deflation's.  They can be used once saved.
     on_pass: called after each such pass with its number, the loss, and the total; what it raises cancels.
     memory_budget: bytes of buffers, 256 MiB by default.  threads: one per CPU by default.
     Raises Error; MismatchError for models that do not go together; ArgumentError for values that make no sense.

@@ -193,7 +193,8 @@ def hyper(document: dict[str, Any], style: Style, blocks: bool = False) -> str:
     )
     if document.get("losses") and total > 0:
         by_pass = ", ".join(percent(value / total) for value in document["losses"])
-        parts.append(f"  loss after each pass, and with the last multipliers: {by_pass}")
+        how = " (one direction after the other, then all together)" if directions > 1 else ""
+        parts.append(f"  loss after each pass{how}, and with the last multipliers: {by_pass}")
     if blocks and document.get("blocks"):
         parts.append(_blocks(document, style))
     return "\n".join(parts)

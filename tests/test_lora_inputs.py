@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+import hyper_loras as hl
 import hypermerge_ext as hm
 import lora_models as lm
 import oracle
@@ -342,20 +343,42 @@ def test_equal_and_empty_loras_are_normal_cases(base, tmp_path):
     assert hm.load(tmp_path / "alone.hyper.safetensors").directions == 0
 
 
+def expanded(items: list[lm.Lora]) -> hl.Differences:
+    """What the LoRAs add, multiplied out: [M][rows, columns] of each tensor that they change."""
+    changes = [lm.delta(item) for item in items]
+    tensors = []
+    for name in lm.LAYERS:
+        shape = lm.SHAPES[name]
+        stack = [change.get(name, np.zeros(shape)).reshape(shape[0], -1) for change in changes]
+        tensors.append(np.array(stack))
+    return hl.Differences(tensors, np.ones(len(items)))
+
+
+@pytest.mark.parametrize("ranks", [(5, 3), (2, 6), (4,)])
 @pytest.mark.parametrize("with_base", [True, False])
-def test_hyper_loras_of_loras(base, tmp_path, with_base):
-    """Directions of a limited rank: no better than the full ones, not much worse, and merged LoRAs of them are exact."""
+def test_hyper_loras_of_loras(base, tmp_path, cli, with_base, ranks):
+    """Found without multiplying the family out: what NumPy finds that does, no worse than deflation, and exact as LoRAs."""
     paths, items = family(tmp_path, 4)
-    expected = oracle.solve(rows(items), zero(), 2)
-    hyper = hm.solve(paths, base if with_base else None, rank=[5, 5])
-    assert expected.loss * (1 - 1e-6) <= hyper.loss <= expected.total and hyper.losses == sorted(hyper.losses, reverse=True)
-    hyper.save(tmp_path / "x.hyper.safetensors")
-    loaded = hm.load(tmp_path / "x.hyper.safetensors")
+    found, whole = expanded(items), hl.wholes([{name: np.empty(lm.SHAPES[name]) for name in lm.LAYERS}])
+    path = tmp_path / "x.hyper.safetensors"
+    options = ["--base", base if with_base else "none", "--rank", ",".join(map(str, ranks)), "--dtype", "fp32"]
+    done = cli("solve", *paths, *options, "-o", path, "--json")
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    loss, losses, total = document["loss"], document["losses"], document["total"]
+    assert document["ranks"] == list(ranks) and losses == sorted(losses, reverse=True)
+    assert total == pytest.approx(found.total, rel=1e-6)
+    expected = hl.search(found, ranks, whole).losses
+    assert losses[0] == pytest.approx(expected[0], rel=1e-5) and loss == pytest.approx(expected[-1], rel=1e-3)
+    assert loss <= (1 + 1e-6) * hl.deflation(found, ranks, whole) + 1e-7 * total
+    assert (1 - 1e-6) * oracle.solve(rows(items), zero(), len(ranks)).loss <= loss
+    loaded = hm.load(path)
     if with_base:  # the tensors have names that the oracle knows
-        stored = directions(tmp_path / "x.hyper.safetensors", 2)
+        stored = directions(path, len(ranks))
         left = rows(items) - np.array([member.multipliers for member in loaded.members]) @ stored
-        assert (left**2).sum() == pytest.approx(hyper.loss, rel=1e-3)
-    assert loaded.lora(tmp_path / "o.safetensors", at=[0.5, 0.5], rank=10, dtype="fp32")["relative_error"] < 1e-6
+        assert (left**2).sum() == pytest.approx(loss, rel=1e-5)
+    at = [0.5] * len(ranks)
+    assert loaded.lora(tmp_path / "o.safetensors", at=at, rank=sum(ranks), dtype="fp32")["relative_error"] < 1e-6
 
 
 @pytest.mark.parametrize("layer", ["lora_unet_double_blocks_0_img_attn_qkv", "diffusion_model.double_blocks.0.img_attn.qkv"])
@@ -566,6 +589,43 @@ def scale(item: lm.Lora, name: str) -> float:
 
 
 # ---- what goes wrong -------------------------------------------------------------------------------------------------
+
+
+def strangers(path: Path, keep: bool = True) -> Path:
+    """A LoRA beside whose layers there are two that the base lacks, and a bias that it has no place for."""
+    item = lm.lora(1, names=[TO_Q, CONV] if keep else [])
+    file = oracle.read(lm.write(path, item)).model
+    factors = lm.layer(np.random.default_rng(1), (16, 16), 2)
+    for stem in ("lora_unet_mid_block_resnets_0_conv1", "lora_te2_text_model_encoder_layers_0_mlp_fc1"):
+        file[stem + ".lora_up.weight"], file[stem + ".lora_down.weight"] = (tensor(f, "F16") for f in factors[:2])
+    if keep:
+        file[lm.LAYERS[CONV][0] + ".diff_b"] = tensor(np.ones(32), "F16")
+    oracle.write(path, file)
+    return path
+
+
+def test_layers_that_the_base_lacks_may_be_left_out(base, tmp_path, cli):
+    path = strangers(tmp_path / "l.safetensors")
+    other = lm.write(tmp_path / "o.safetensors", lm.lora(2))
+    arguments = ["solve", path, other, "--base", base, "-o", tmp_path / "x.hyper.safetensors", "--json"]
+    refused = cli(*arguments)
+    assert refused.returncode == 1 and "has no place in base.safetensors" in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1
+    done = cli(*arguments, "--common")
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    [note] = [note for note in document["notes"] if "lacks" in note]
+    assert note.startswith("3 layers of l.safetensors that base.safetensors lacks, left out (the first is lora_te2_text_model")
+    wanted = rows([lm.rounded(lm.lora(1, names=[TO_Q, CONV])), lm.rounded(lm.lora(2))])
+    assert np.abs(np.array(document["gram"]) - wanted @ wanted.T).max() <= 1e-6 * (wanted**2).sum()
+    placed = hm.load(tmp_path / "x.hyper.safetensors").project(path)  # it was solved with --common
+    np.testing.assert_allclose(placed.multipliers, document["members"][0]["multipliers"], atol=1e-3)
+
+
+def test_a_lora_of_which_nothing_fits_is_refused_in_any_case(base, tmp_path):
+    path = strangers(tmp_path / "l.safetensors", keep=False)
+    with pytest.raises(hm.MismatchError, match="none of its 2 layers has a place in base.safetensors"):
+        hm.solve([path], base, common=True)
 
 
 def test_nan_may_be_left_out(base, tmp_path):

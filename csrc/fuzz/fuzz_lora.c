@@ -2,6 +2,7 @@
  * Names must fit, and be whole: a layer's parts together are all of it, and kohya's have no dots. */
 #include "fuzz/fuzz.h"
 #include "lowrank/lora_names.h"
+#include "lowrank/transformer_names.h"
 #include "model/names.h"
 
 enum { LINES_MOST = 24 };
@@ -28,6 +29,17 @@ static void try_name(const char *family, hm_lora_format format, const char *name
     for (size_t i = 0; i < count; i++) REQUIRE(strcmp(parts[i].name, again[i].name) == 0);
 }
 
+static void try_transformer_name(const char *family, const char *name)
+{
+    hm_transformer_name names[HM_TRANSFORMER_NAMES];
+    size_t count = hm_transformer_names(family, name, names);
+    REQUIRE(count <= HM_TRANSFORMER_NAMES);
+    for (size_t i = 0; i < count; i++) {
+        REQUIRE(memchr(names[i].name, '\0', sizeof names[i].name) != NULL);
+        REQUIRE(names[i].span >= 1 && names[i].part + names[i].span <= names[i].parts);
+    }
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     char *lines[LINES_MOST], *family = next_piece(&data, &size, '\n');
@@ -37,6 +49,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         REQUIRE(hm_lora_format_name((hm_lora_format)format)[0] != '\0');
         for (size_t i = 0; i < count; i++) try_name(family, (hm_lora_format)format, lines[i]);
     }
+    for (size_t i = 0; family != NULL && i < count; i++) try_transformer_name(family, lines[i]);
     for (size_t i = 0; i < count; i++) free(lines[i]);
     free(family);
     return 0;

@@ -1,15 +1,19 @@
-/* The alternation: LoRAs, multipliers, LoRAs … until the loss hardly falls. */
+/* The search: one direction after the other, then all of them together: LoRAs, multipliers, LoRAs … until the loss hardly
+ * falls. */
 #include <math.h>
 #include <string.h>
 
 #include "base/error.h"
 #include "lowrank/hyper_lora_search.h"
 
-#define MOST_PASSES 24u
-#define FALL 2e-4         /* a pass that takes less than this share off the loss has hardly helped; two of them end it */
-#define NOTHING_LEFT 1e-9 /* a loss below this share of the total is rounding */
-#define NEARBY 0.98       /* cos² of multipliers from which the alternation would come to the same */
-#define BETA 0.9          /* see hyper_lora.h: how far beyond the best multipliers the next LoRAs are sought */
+#define MOST_PASSES 24u        /* for all directions together, or for the only one */
+#define MOST_PASSES_FOR_ONE 6u
+#define FALL 2e-4              /* a pass that takes less than this share off the loss has hardly helped; two of them end it */
+#define FALL_OF_ONE 1e-4       /* the same while directions are found one by one, where one such pass is enough */
+#define FALL_OF_THE_ONLY 1e-7  /* nothing comes after it */
+#define NOTHING_LEFT 1e-9      /* a loss below this share of the total is rounding */
+#define ROUNDING 1e-7          /* share of the total by which rounding can let the loss seem to rise or fall */
+#define BETA 0.9               /* see hyper_lora.h: how far beyond the best multipliers the next LoRAs are sought */
 
 /* ---- what the passes read --------------------------------------------------------------------------------------------- */
 
@@ -77,8 +81,8 @@ static void fill_combinations(const hm_hyper_search *s, size_t row_count, double
     }
 }
 
-/* `only`, `gains`: as in hm_hyper_lora_step. */
-static hm_status improve_loras(hm_hyper_search *s, size_t only, double *gains, hm_error *err)
+/* `only`: as in hm_hyper_lora_step. */
+static hm_status improve_loras(hm_hyper_search *s, size_t only, hm_error *err)
 {
     size_t members = s->members, directions = s->directions;
     bool file = s->hyper->base == HM_BASE_FILE;
@@ -106,8 +110,7 @@ static hm_status improve_loras(hm_hyper_search *s, size_t only, double *gains, h
                                .dense = &dense,
                                .combine = combine,
                                .pass = s->steps++,
-                               .only = only,
-                               .gains = gains};
+                               .only = only};
     hm_job job = next_job(s);
     hm_status status = hm_hyper_lora_improve(&step, &job, err);
     add_job(s, &job);
@@ -185,19 +188,35 @@ static double loss_at(const hm_hyper_search *s, const double *multipliers)
     return loss;
 }
 
-static hm_status fit_multipliers(hm_hyper_search *s, hm_error *err)
+/* The best multipliers of all directions, or of direction `only` beside the others as they are. */
+static hm_status fit_multipliers(hm_hyper_search *s, size_t only, hm_error *err)
 {
     size_t directions = s->directions;
+    const double *gram = s->loras->gram;
     memcpy(s->previous, s->multipliers, s->members * directions * sizeof *s->previous);
     for (size_t m = 0; m < s->members; m++) {
-        double rest;
-        HM_TRY(hm_least_squares(s->loras->gram, directions, s->along + m * directions, hm_hyper_search_square(s, m),
-                                s->multipliers + m * directions, &rest, err));
+        double *c = s->multipliers + m * directions, *b = s->along + m * directions, rest;
+        if (only == HM_HYPER_LORA_ALL) {
+            HM_TRY(hm_least_squares(gram, directions, b, hm_hyper_search_square(s, m), c, &rest, err));
+            continue;
+        }
+        const double *a = gram + only * directions;
+        rest = b[only];
+        for (size_t j = 0; j < directions; j++)
+            if (j != only) rest -= a[j] * c[j];
+        c[only] = a[only] > 0 ? rest / a[only] : 0;
     }
     return HM_OK;
 }
 
-/* ---- the alternation ---------------------------------------------------------------------------------------------------- */
+/* The next LoRAs are sought beyond the best multipliers. */
+static void go_beyond(hm_hyper_search *s)
+{
+    for (size_t i = 0; i < s->members * s->directions; i++)
+        s->multipliers[i] += BETA * (s->multipliers[i] - s->previous[i]);
+}
+
+/* ---- the search --------------------------------------------------------------------------------------------------------- */
 
 static bool any_factors(const hm_hyper_loras *loras)
 {
@@ -206,7 +225,7 @@ static bool any_factors(const hm_hyper_loras *loras)
     return false;
 }
 
-/* Rounding can let the loss seem to rise by 1e-7 of the total, which is kept out of the record. */
+/* Where rounding lets the loss seem to rise, that is kept out of the record. */
 static void record(hm_hyper_search *s, double loss)
 {
     hm_hyper_loras *loras = s->loras;
@@ -214,14 +233,15 @@ static void record(hm_hyper_search *s, double loss)
     loras->losses[loras->loss_count++] = loss < least ? loss : least;
 }
 
-/* One pass: new LoRAs, measured, recorded, and the best multipliers for them.  *loss: with those. */
+/* One pass: new LoRAs of all directions or of `only` one, measured, recorded, and the best multipliers for them.  *loss:
+ * with those. */
 static hm_status make_pass(hm_hyper_search *s, size_t only, double *loss, hm_error *err)
 {
     const hm_solve_options *options = s->options;
-    HM_TRY(improve_loras(s, only, NULL, err));
+    HM_TRY(improve_loras(s, only, err));
     HM_TRY(measure(s, err));
     record(s, loss_at(s, s->multipliers));
-    HM_TRY(fit_multipliers(s, err));
+    HM_TRY(fit_multipliers(s, only, err));
     *loss = loss_at(s, s->multipliers);
     s->passes++;
     if (options->pass != NULL && options->pass(options->pass_user, s->passes, *loss, s->total) != 0)
@@ -229,23 +249,9 @@ static hm_status make_pass(hm_hyper_search *s, size_t only, double *loss, hm_err
     return HM_OK;
 }
 
-/* Alternates until the loss hardly falls. */
-static hm_status alternate(hm_hyper_search *s, double *loss, hm_error *err)
-{
-    size_t numbers = s->members * s->directions;
-    for (unsigned small_falls = 0, wanted = any_factors(s->loras) ? 2 : 1; s->passes < MOST_PASSES;) {
-        double before = *loss;
-        HM_TRY(make_pass(s, HM_HYPER_LORA_ALL, loss, err));
-        small_falls = before - *loss <= FALL * *loss ? small_falls + 1 : 0;
-        if (small_falls == wanted || *loss <= NOTHING_LEFT * s->total || s->passes == MOST_PASSES) break;
-        for (size_t i = 0; i < numbers; i++) s->multipliers[i] += BETA * (s->multipliers[i] - s->previous[i]);
-    }
-    return HM_OK;
-}
-
-/* Multipliers along which the directions other than k leave most, *most of it: the first eigenvector of the Gram matrix of
- * √w_m (ΔW_m − Σ_{j≠k} c_mj L_j). */
-static hm_status leading_rest(const hm_hyper_search *s, size_t k, double *out, double *most, hm_error *err)
+/* Multipliers of direction k along which the directions before it leave most, the largest +1: the first eigenvector of the
+ * Gram matrix of √w_m (ΔW_m − Σ_j c_mj L_j). */
+static hm_status begin_direction(hm_hyper_search *s, size_t k, hm_error *err)
 {
     size_t members = s->members, directions = s->directions;
     double *rest = hm_alloc(2 * members * members + members, sizeof *rest), *vectors = rest + members * members;
@@ -254,68 +260,76 @@ static hm_status leading_rest(const hm_hyper_search *s, size_t k, double *out, d
         for (size_t n = 0; n < members; n++) {
             const double *cm = s->multipliers + m * directions, *cn = s->multipliers + n * directions;
             double value = s->hyper->gram[m * members + n];
-            for (size_t j = 0; j < directions; j++) {
-                if (j == k) continue;
+            for (size_t j = 0; j < k; j++) {
                 value -= cm[j] * s->along[n * directions + j] + cn[j] * s->along[m * directions + j];
-                for (size_t i = 0; i < directions; i++)
-                    if (i != k) value += cm[j] * s->loras->gram[j * directions + i] * cn[i];
+                for (size_t i = 0; i < k; i++) value += cm[j] * s->loras->gram[j * directions + i] * cn[i];
             }
             rest[m * members + n] = sqrt(s->weights[m] * s->weights[n]) * value;
         }
-    double *values = vectors + members * members;
-    hm_jacobi(rest, members, values, vectors);
-    for (size_t m = 0; m < members; m++) out[m] = vectors[m * members] / sqrt(s->weights[m]);
-    *most = values[0];
+    hm_jacobi(rest, members, vectors + members * members, vectors);
+    double largest = 0;
+    for (size_t m = 0; m < members; m++) {
+        double c = vectors[m * members] / sqrt(s->weights[m]);
+        s->multipliers[m * directions + k] = c;
+        if (fabs(c) > fabs(largest)) largest = c;
+    }
+    for (size_t m = 0; m < members; m++) s->multipliers[m * directions + k] /= largest;
     hm_release(rest);
     return HM_OK;
 }
 
-/* Moves direction k to where deflation would have put it, if that is better: *moved. */
-static hm_status try_elsewhere(hm_hyper_search *s, size_t k, double *loss, bool *moved, hm_error *err)
+static bool nothing_left(const hm_hyper_search *s, double loss)
 {
-    size_t members = s->members, directions = s->directions;
-    double column[HM_MAX_MEMBERS], old[HM_MAX_MEMBERS], most = 0, without = 0, product = 0, squares[2] = {0}, gain = 0;
-    HM_TRY(leading_rest(s, k, column, &most, err));
-    for (size_t m = 0; m < members; m++) {
-        double *c = s->multipliers + m * directions;
-        old[m] = c[k];
-        c[k] = 0;
-        product += s->weights[m] * old[m] * column[m];
-        squares[0] += s->weights[m] * old[m] * old[m];
-        squares[1] += s->weights[m] * column[m] * column[m];
+    return loss <= NOTHING_LEFT * s->total;
+}
+
+/* One direction after the other in what those before it leave, which stay as they are. */
+static hm_status deflate(hm_hyper_search *s, double *loss, hm_error *err)
+{
+    bool only_one = s->directions == 1;
+    unsigned most = !any_factors(s->loras) ? 1 : only_one ? MOST_PASSES : MOST_PASSES_FOR_ONE;
+    for (size_t k = 0; k < s->directions; k++) {
+        HM_TRY(begin_direction(s, k, err));
+        for (unsigned pass = 0; pass < most; pass++) {
+            double before = *loss;
+            if (pass > 0) go_beyond(s);
+            HM_TRY(make_pass(s, k, loss, err));
+            bool hardly = before - *loss <= (only_one ? FALL_OF_THE_ONLY : FALL_OF_ONE) * *loss;
+            if ((pass > 0 && hardly) || nothing_left(s, *loss)) break;
+        }
     }
-    without = loss_at(s, s->multipliers);
-    for (size_t m = 0; m < members; m++) s->multipliers[m * directions + k] = column[m];
-    double held = without - *loss; /* what it takes off where it is */
-    bool nearby = product * product > NEARBY * squares[0] * squares[1];
-    if (!nearby && most > held * (1 + FALL)) {
-        double *gains = hm_alloc(s->loras->count, sizeof *gains);
-        if (gains == NULL) return hm_fail_memory(err, "the hyper-LoRAs");
-        hm_status status = improve_loras(s, k, gains, err);
-        for (size_t t = 0; t < s->loras->count; t++) gain += gains[t];
-        hm_release(gains);
-        HM_TRY(status);
+    return HM_OK;
+}
+
+/* Alternates over all directions, whose best multipliers there are, until the loss hardly falls.  What deflation found can be
+ * nearly a saddle, from where the falls begin small and grow: as long as they do, it is not at rest. */
+static hm_status alternate(hm_hyper_search *s, double *loss, hm_error *err)
+{
+    double fall = INFINITY;
+    unsigned small_falls = 0, wanted = any_factors(s->loras) ? 2 : 1;
+    for (unsigned pass = 0; pass < MOST_PASSES && !nothing_left(s, *loss); pass++) {
+        double before = *loss, last = fall;
+        go_beyond(s);
+        HM_TRY(make_pass(s, HM_HYPER_LORA_ALL, loss, err));
+        fall = before - *loss;
+        small_falls = fall <= FALL * *loss ? small_falls + 1 : 0;
+        if (small_falls >= wanted && (fall <= last || fall <= ROUNDING * s->total)) break;
     }
-    *moved = gain > held * (1 + FALL);
-    if (*moved) return make_pass(s, k, loss, err);
-    for (size_t m = 0; m < members; m++) s->multipliers[m * directions + k] = old[m];
     return HM_OK;
 }
 
 static hm_status find_all(hm_hyper_search *s, hm_error *err)
 {
-    double loss = INFINITY;
-    bool any = false;
-    s->loras->losses = hm_alloc(MOST_PASSES + s->directions + 1, sizeof *s->loras->losses);
+    double loss = s->total;
+    size_t most = s->directions * MOST_PASSES_FOR_ONE + MOST_PASSES + 1;
+    s->loras->losses = hm_alloc(most, sizeof *s->loras->losses);
     if (s->loras->losses == NULL) return hm_fail_memory(err, "the losses");
-    HM_TRY(alternate(s, &loss, err));
-    bool settled = s->passes < MOST_PASSES && loss > NOTHING_LEFT * s->total && any_factors(s->loras);
-    for (size_t k = 0; settled && k < s->directions; k++) {
-        bool moved;
-        HM_TRY(try_elsewhere(s, k, &loss, &moved, err));
-        any = any || moved;
+    HM_TRY(deflate(s, &loss, err));
+    if (s->directions > 1) {
+        HM_TRY(fit_multipliers(s, HM_HYPER_LORA_ALL, err));
+        loss = loss_at(s, s->multipliers);
+        HM_TRY(alternate(s, &loss, err));
     }
-    if (any) HM_TRY(alternate(s, &loss, err));
     record(s, loss);
     return HM_OK;
 }
@@ -333,7 +347,6 @@ static hm_status search_all(hm_hyper_search *s, hm_error *err)
     s->previous = hm_alloc(numbers, sizeof(double));
     s->along = hm_alloc(numbers, sizeof(double));
     if (s->multipliers == NULL || s->previous == NULL || s->along == NULL) return hm_fail_memory(err, "the multipliers");
-    memcpy(s->multipliers, s->hyper->solution.multipliers, numbers * sizeof(double));
     HM_TRY(make_rows(s, err));
     HM_TRY(find_all(s, err));
     return hm_hyper_search_conclude(s, err);

@@ -78,22 +78,6 @@ static hm_status improve(const hm_hyper_lora_part *part, const hm_blas *blas, co
     return status;
 }
 
-/* What the best direction for T would take off the loss. */
-static hm_status measure_gain(double *out, const hm_hyper_lora_part *part, const hm_blas *blas, const float *t, double n,
-                              uint64_t seed, hm_error *err)
-{
-    *out = 0;
-    if (part->rank == 0) {
-        *out = dot(t, t, part->rows * part->columns) / n;
-        return HM_OK;
-    }
-    hm_low_rank found;
-    HM_TRY(hm_low_rank_find(&found, blas, t, part->rows, part->columns, part->rank, seed, part->stored_up->name, err));
-    for (size_t i = 0; i < found.rank; i++) *out += found.sigma[i] * found.sigma[i] / n;
-    hm_low_rank_clear(&found);
-    return HM_OK;
-}
-
 /* ---- one tensor ----------------------------------------------------------------------------------------------------- */
 
 /* T = P_k − Σ_{j≠k} N_kj L_j, in place of P_k. */
@@ -130,10 +114,7 @@ static hm_status visit_tensor(void *user, size_t tensor, float *numbers, hm_erro
         if (!(n > 0)) continue; /* no model moves along it */
         HM_TRY(subtract_others(step, tensor, k, numbers + i * elements, err));
         const hm_hyper_lora_part *part = &step->loras->parts[tensor * directions + k];
-        if (step->gains != NULL)
-            HM_TRY(measure_gain(&step->gains[tensor], part, step->blas, numbers + i * elements, n, seed, err));
-        else
-            HM_TRY(improve(part, step->blas, numbers + i * elements, n, seed, err));
+        HM_TRY(improve(part, step->blas, numbers + i * elements, n, seed, err));
     }
     return HM_OK;
 }

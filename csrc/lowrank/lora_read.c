@@ -182,6 +182,7 @@ struct reading {
     hm_source *view;
     const hm_source *file, *base;
     const hm_lora_targets *targets;
+    bool common; /* layers that the base lacks are left out */
     struct part *parts;
     size_t part_count;
 };
@@ -258,20 +259,21 @@ static hm_status measure_factors(struct part *part, const hm_source *file, hm_te
     return HM_OK;
 }
 
-/* The place of a part in the base, and whether it fits there.  `shape`: of the difference, from dimension 1 on. */
-static hm_status check_place(const struct reading *r, const struct part *part, const hm_tensor_info *shape, hm_error *err)
+/* Finds the rows of a part in the base, where it fits there.  `shape`: of the difference, from dimension 1 on. */
+static hm_status check_place(const struct reading *r, struct part *part, const hm_tensor_info *shape, hm_error *err)
 {
     const hm_tensor_info *of = &r->base->header.tensors[part->target.tensor];
     uint64_t rows = of->ndim > 0 ? of->shape[0] : 1, columns = rows > 0 ? of->elements / rows : 0;
-    bool fits = of->elements > 0 && rows % part->target.parts == 0 && rows / part->target.parts == part->rows &&
-                columns == part->columns;
+    uint64_t place = rows / part->target.parts * part->target.span;
+    bool fits = of->elements > 0 && rows % part->target.parts == 0 && place == part->rows && columns == part->columns;
     if (fits && of->ndim > 2 && shape->ndim == of->ndim) /* 1 × 1 convolutions also come as matrices */
         fits = memcmp(of->shape + 1, shape->shape + 1, (of->ndim - 1) * sizeof *of->shape) == 0;
+    part->pair.row = rows / part->target.parts * part->target.part;
     if (fits) return HM_OK;
     return hm_fail(err, HM_ERR_MISMATCH, hm_source_label(r->file), part->name,
                    "gives a difference of %" PRIu64 " × %" PRIu64 ", but %.200s has %" PRIu64 " × %" PRIu64
                    " of %.300s; it is a LoRA for another model",
-                   part->rows, part->columns, hm_source_short_label(r->base), rows / part->target.parts, columns, of->name);
+                   part->rows, part->columns, hm_source_short_label(r->base), place, columns, of->name);
 }
 
 static hm_status add_factors(struct reading *r, const struct layer *layer, hm_error *err)
@@ -290,12 +292,16 @@ static hm_status add_factors(struct reading *r, const struct layer *layer, hm_er
     if (r->targets != NULL) {
         HM_TRY(hm_lora_target_find(&part->target, r->targets, hm_source_label(r->file), layer->name, layer->length, err));
         HM_TRY(check_place(r, part, &shape, err));
-        part->pair.row = part->target.part * part->rows;
     } else {
-        part->target = (hm_lora_target){.tensor = (uint32_t)r->part_count, .parts = 1};
+        part->target = (hm_lora_target){.tensor = (uint32_t)r->part_count, .span = 1, .parts = 1};
     }
     r->part_count++;
     return HM_OK;
+}
+
+static void leave_out(struct reading *r, const struct layer *layer)
+{
+    if (r->view->lora_lacking++ == 0) r->view->lora_first_lacking = layer->name;
 }
 
 static hm_status add_whole(struct reading *r, const struct layer *layer, role which, hm_error *err)
@@ -311,6 +317,10 @@ static hm_status add_whole(struct reading *r, const struct layer *layer, role wh
         return refuse(r->file, stored, err, "is a difference, but holds no floating-point numbers");
     HM_TRY(hm_lora_target_find(&part->target, r->targets, hm_source_label(r->file), layer->name, layer->length, err));
     if (which == DIFF_BIAS) part->target = hm_lora_target_bias(r->targets, part->target);
+    if (part->target.tensor == HM_ABSENT && r->common) {
+        leave_out(r, layer);
+        return HM_OK;
+    }
     if (part->target.tensor == HM_ABSENT)
         return hm_fail(err, HM_ERR_MISMATCH, hm_source_label(r->file), stored->name, "is for a bias that %.200s does not have",
                        hm_source_short_label(r->base));
@@ -320,7 +330,6 @@ static hm_status add_whole(struct reading *r, const struct layer *layer, role wh
     if (part->target.parts > 1 && part->columns > 1)
         return refuse(r->file, stored, err, "is a whole difference of a part of a tensor, which only biases can be");
     if (!hm_tensor_is_contiguous(stored)) return refuse(r->file, stored, err, "is a difference that does not lie in one piece");
-    part->pair.row = part->target.part * part->rows;
     r->part_count++;
     return HM_OK;
 }
@@ -329,7 +338,7 @@ static int part_order(const void *a, const void *b)
 {
     const struct part *x = a, *y = b;
     if (x->target.tensor != y->target.tensor) return x->target.tensor < y->target.tensor ? -1 : 1;
-    if (x->target.part != y->target.part) return x->target.part < y->target.part ? -1 : 1;
+    if (x->pair.row != y->pair.row) return x->pair.row < y->pair.row ? -1 : 1;
     return strcmp(x->name, y->name);
 }
 
@@ -340,7 +349,7 @@ static hm_status offer(struct reading *r, const struct part *parts, size_t count
     const hm_tensor_info *tensors = r->file->header.tensors, *stored = &tensors[parts[0].pair.up];
     hm_tensor_info *out = &view->header.tensors[view->header.count];
     for (size_t i = 1; i < count; i++)
-        if (parts[i].target.part == parts[i - 1].target.part)
+        if (parts[i].pair.row < parts[i - 1].pair.row + parts[i - 1].rows)
             return hm_fail(err, HM_ERR_MISMATCH, hm_source_label(r->file), parts[i].name, "means the same tensor as %.200s",
                            parts[i - 1].name);
     if (r->base != NULL) {
@@ -412,10 +421,18 @@ static hm_status read_layers(struct reading *r, const struct layer *layers, size
     r->parts = hm_alloc(2 * count, sizeof *r->parts);
     if (r->parts == NULL) return hm_fail_memory(err, "layers");
     for (size_t i = 0; i < count; i++) {
+        if (r->common && r->targets != NULL && !hm_lora_target_known(r->targets, layers[i].name, layers[i].length)) {
+            leave_out(r, &layers[i]);
+            continue;
+        }
         if (layers[i].of[UP] != HM_ABSENT) HM_TRY(add_factors(r, &layers[i], err));
         if (layers[i].of[DIFF] != HM_ABSENT) HM_TRY(add_whole(r, &layers[i], DIFF, err));
         if (layers[i].of[DIFF_BIAS] != HM_ABSENT) HM_TRY(add_whole(r, &layers[i], DIFF_BIAS, err));
     }
+    if (r->part_count == 0 && r->view->lora_lacking > 0)
+        return hm_fail(err, HM_ERR_MISMATCH, hm_source_label(r->file), NULL,
+                       "none of its %zu layers has a place in %.200s; it is a LoRA for another model", count,
+                       hm_source_short_label(r->base));
     if (r->part_count == 0) return hm_fail(err, HM_ERR_FORMAT, hm_source_label(r->file), NULL, "is a LoRA without layers");
     return offer_all(r, err);
 }
@@ -449,11 +466,13 @@ bool hm_is_lora_file(const hm_source *source)
     return !source->is_lora && strcmp(hm_family(source), "lora") == 0;
 }
 
-static hm_status read_one(hm_source **out, hm_source *file, const hm_source *base, const hm_lora_targets *targets, hm_error *err)
+static hm_status read_one(hm_source **out, hm_source *file, const hm_source *base, const hm_lora_targets *targets, bool common,
+                          hm_error *err)
 {
     struct layer *layers = NULL;
     size_t count = 0;
-    struct reading r = {.view = new_view(file, base), .file = file, .base = base, .targets = targets};
+    struct reading r = {.view = new_view(file, base), .file = file, .base = base, .targets = targets,
+                        .common = common};
     hm_status status = r.view != NULL ? HM_OK : hm_fail_memory(err, "a source");
     if (status == HM_OK) status = list_layers(&layers, &count, file, err);
     if (status == HM_OK) status = read_layers(&r, layers, count, err);
@@ -466,11 +485,11 @@ static hm_status read_one(hm_source **out, hm_source *file, const hm_source *bas
     return status;
 }
 
-hm_status hm_lora_read(hm_source **out, hm_source *file, const hm_source *base, hm_error *err)
+hm_status hm_lora_read(hm_source **out, hm_source *file, const hm_source *base, bool common, hm_error *err)
 {
     hm_lora_targets *targets = NULL;
     if (base != NULL) HM_TRY(hm_lora_targets_make(&targets, base, err));
-    hm_status status = read_one(out, file, base, targets, err);
+    hm_status status = read_one(out, file, base, targets, common, err);
     hm_lora_targets_free(targets);
     return status;
 }
@@ -513,7 +532,7 @@ static hm_status check_kinds(hm_source *const *views, size_t count, hm_error *er
 }
 
 static hm_status read_each(hm_source **out, hm_source *const *sources, size_t count, const hm_source *base, size_t loras,
-                           const hm_lora_targets *targets, hm_error *err)
+                           const hm_lora_targets *targets, bool common, hm_error *err)
 {
     for (size_t i = 0; i < count; i++) {
         if (!hm_is_lora_file(sources[i])) {
@@ -523,12 +542,13 @@ static hm_status read_each(hm_source **out, hm_source *const *sources, size_t co
         if (base == NULL && loras < count)
             return hm_fail(err, HM_ERR_MISMATCH, hm_source_label(sources[i]), NULL,
                            "is a LoRA, a difference from a checkpoint; give the one that it is for as --base");
-        HM_TRY(read_one(&out[i], sources[i], base, targets, err));
+        HM_TRY(read_one(&out[i], sources[i], base, targets, common, err));
     }
     return base == NULL && loras > 0 ? check_kinds(out, count, err) : HM_OK;
 }
 
-hm_status hm_lora_read_all(hm_source **out, hm_source *const *sources, size_t count, const hm_source *base, hm_error *err)
+hm_status hm_lora_read_all(hm_source **out, hm_source *const *sources, size_t count, const hm_source *base, bool common,
+                           hm_error *err)
 {
     size_t loras = 0;
     hm_lora_targets *targets = NULL;
@@ -537,7 +557,7 @@ hm_status hm_lora_read_all(hm_source **out, hm_source *const *sources, size_t co
         out[i] = NULL;
     }
     if (base != NULL && loras > 0) HM_TRY(hm_lora_targets_make(&targets, base, err));
-    hm_status status = read_each(out, sources, count, base, loras, targets, err);
+    hm_status status = read_each(out, sources, count, base, loras, targets, common, err);
     hm_lora_targets_free(targets);
     for (size_t i = 0; status != HM_OK && i < count; i++) {
         hm_source_close(out[i]);

@@ -6,6 +6,7 @@
 
 #include "base/error.h"
 #include "base/memory.h"
+#include "lowrank/transformer_names.h"
 #include "model/names.h"
 
 #define WEIGHT "weight"
@@ -46,6 +47,10 @@ static const struct {
     {HM_LORA_DIFFUSERS, "unet.", "base_model.model.", false},      /* as PEFT itself saves it */
     {HM_LORA_DIFFUSERS, "unet.", "lora_unet_", true},              /* SDXL with diffusers' names */
     {HM_LORA_DIFFUSERS, "unet.", "lycoris_", true},
+    {HM_LORA_DIFFUSERS, "transformer.", "", false},                /* Flux and SD 3 */
+    {HM_LORA_DIFFUSERS, "transformer.", "base_model.model.", false},
+    {HM_LORA_DIFFUSERS, "transformer.", "lora_transformer_", true},
+    {HM_LORA_DIFFUSERS, "transformer.", "lycoris_", true},
     {HM_LORA_COMFYUI, "diffusion_model.", "lora_unet_", true},     /* the network's own names: SDXL, SD3, Flux … */
     {HM_LORA_COMFYUI, "diffusion_model.", "", false},
     {HM_LORA_COMFYUI, "diffusion_model.", "model.diffusion_model.", false},
@@ -100,7 +105,7 @@ static hm_status add_with_others(hm_lora_targets *targets, hm_lora_target target
 static hm_status add_outer(hm_lora_targets *targets, uint32_t tensor, const char *own, hm_error *err)
 {
     char name[HM_LORA_NAME];
-    hm_lora_target target = {.tensor = tensor, .parts = 1};
+    hm_lora_target target = {.tensor = tensor, .span = 1, .parts = 1};
     size_t length = strlen(own) - strlen("." WEIGHT);
     for (size_t i = 0; i < sizeof outer_names / sizeof outer_names[0]; i++) {
         if (strlen(outer_names[i].own) != length || memcmp(outer_names[i].own, own, length) != 0) continue;
@@ -126,9 +131,15 @@ static hm_status add_tensor(hm_lora_targets *targets, const char *family, uint32
     for (int format = 0; format < HM_LORA_FORMAT_COUNT; format++) {
         size_t count = hm_lora_parts(family, (hm_lora_format)format, canonical, parts);
         for (size_t i = 0; i < count; i++) {
-            hm_lora_target target = {.tensor = tensor, .part = parts[i].index, .parts = parts[i].count};
+            hm_lora_target target = {.tensor = tensor, .part = parts[i].index, .span = 1, .parts = parts[i].count};
             HM_TRY(add_with_others(targets, target, (hm_lora_format)format, parts[i].name, err));
         }
+    }
+    hm_transformer_name names[HM_TRANSFORMER_NAMES];
+    size_t count = hm_transformer_names(family, canonical, names);
+    for (size_t i = 0; i < count; i++) {
+        hm_lora_target target = {.tensor = tensor, .part = names[i].part, .span = names[i].span, .parts = names[i].parts};
+        HM_TRY(add_with_others(targets, target, HM_LORA_DIFFUSERS, names[i].name, err));
     }
     size_t prefix = strlen(UNET);
     return strncmp(canonical, UNET, prefix) == 0 ? add_outer(targets, tensor, canonical + prefix, err) : HM_OK;
@@ -171,12 +182,10 @@ static int compare_with(const char *name, const char *layer, size_t length)
     return order != 0 ? order : name[length] != 0;
 }
 
-hm_status hm_lora_target_find(hm_lora_target *out, const hm_lora_targets *targets, const char *file, const char *layer,
-                              size_t length, hm_error *err)
+/* The first place of that name; the count where there is none. */
+static size_t first_of(const hm_lora_targets *targets, const char *layer, size_t length)
 {
     size_t low = 0, high = targets->count;
-    const char *base = hm_source_short_label(targets->base);
-    int shown = length < 200 ? (int)length : 200;
     while (low < high) {
         size_t middle = low + (high - low) / 2;
         if (compare_with(targets->spellings[middle].name, layer, length) < 0)
@@ -184,7 +193,22 @@ hm_status hm_lora_target_find(hm_lora_target *out, const hm_lora_targets *target
         else
             high = middle;
     }
-    if (low == targets->count || compare_with(targets->spellings[low].name, layer, length) != 0)
+    bool found = low < targets->count && compare_with(targets->spellings[low].name, layer, length) == 0;
+    return found ? low : targets->count;
+}
+
+bool hm_lora_target_known(const hm_lora_targets *targets, const char *layer, size_t length)
+{
+    return first_of(targets, layer, length) < targets->count;
+}
+
+hm_status hm_lora_target_find(hm_lora_target *out, const hm_lora_targets *targets, const char *file, const char *layer,
+                              size_t length, hm_error *err)
+{
+    const char *base = hm_source_short_label(targets->base);
+    int shown = length < 200 ? (int)length : 200;
+    size_t low = first_of(targets, layer, length);
+    if (low == targets->count)
         return hm_fail(err, HM_ERR_MISMATCH, file, NULL,
                        "its layer %.*s has no place in %.200s; it is a LoRA for another model, or its names are unknown", shown,
                        layer, base);

@@ -21,6 +21,7 @@
 #include "base/memory.h"
 
 #define BLOCKS 4u      /* of the basis: the first one, and three products with MᵀM */
+#define SMALL_SIDE 64u /* up to here the whole decomposition costs no more, and is exact */
 #define NEAR_BLOCKS 2u /* where the first block is a good one already; it is wider by NEAR_MORE columns than the rank */
 #define NEAR_MORE 8u
 /* Below it all products with the matrix scaled by 1/‖A‖ would leave the range of f32. */
@@ -254,7 +255,7 @@ static hm_status decompose(const struct matrix *m, uint64_t seed, const char *na
 {
     struct work w = {.block = block_of(out->rank), .blocks = BLOCKS};
     if (m->up != NULL) w = (struct work){.block = (out->rank + NEAR_MORE + 3) / 4 * 4, .blocks = NEAR_BLOCKS};
-    bool all = m->small <= w.blocks * w.block;
+    bool all = m->small <= w.blocks * w.block || m->small <= SMALL_SIDE;
     w.width = all ? m->small : w.blocks * w.block;
     w.image = hm_alloc_pages(m->large * w.width * sizeof *w.image);
     w.basis = hm_alloc_pages(m->small * w.width * sizeof *w.basis);

@@ -30,6 +30,8 @@ struct hm_source {
                              * (is_lora) its offered tensors, products and names too */
     bool is_lora;           /* its tensors are differences from a base, and those that it lacks are 0: lowrank/lora_read.h */
     const char *lora_family; /* of that base, "lora" where none was given; static text */
+    size_t lora_lacking;     /* layers that the base lacks and that were left out (--common) */
+    const char *lora_first_lacking; /* the name of the first one's first tensor */
     hm_file file;           /* files only */
     hm_file_stamp stamp;    /* when opened */
     char header_hash[65];   /* sha256 of the 8 length bytes and the header; "" for borrowed tensors */

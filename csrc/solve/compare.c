@@ -95,7 +95,7 @@ hm_status hm_compare(hm_source *const *sources, size_t count, const hm_selection
         if (sources[i] == NULL) return hm_fail(err, HM_ERR_ARGUMENT, NULL, NULL, "a model is missing");
     hm_plan *plan = NULL;
     hm_source *read[HM_MAX_MEMBERS];
-    HM_TRY(hm_lora_read_all(read, sources, count, NULL, err));
+    HM_TRY(hm_lora_read_all(read, sources, count, NULL, false, err));
     hm_status planned = hm_plan_make(&plan, read, count, NULL, NULL, selection, err);
     for (size_t i = 0; i < count; i++) hm_source_close(read[i]);
     HM_TRY(planned);

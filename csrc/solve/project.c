@@ -169,7 +169,7 @@ static hm_status read_newcomer(hm_source **out, const hm_hyper *hyper, hm_source
     if (lora && base == NULL && !hm_hyper_is_lora(hyper))
         return hm_fail(err, HM_ERR_MISMATCH, hm_source_label(x), NULL,
                        "is a LoRA, and this hyper-model has no base that it could be added to");
-    if (lora) return hm_lora_read(out, x, base, err);
+    if (lora) return hm_lora_read(out, x, base, hyper->common, err);
     *out = hm_source_keep(x);
     return HM_OK;
 }

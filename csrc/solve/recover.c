@@ -101,7 +101,7 @@ hm_status hm_recover(hm_source *x, hm_source *const *parents, size_t count, cons
     memcpy(all, parents, count * sizeof *all);
     all[count] = x;
     hm_plan *plan = NULL;
-    HM_TRY(hm_lora_read_all(read, all, count + 1, NULL, err));
+    HM_TRY(hm_lora_read_all(read, all, count + 1, NULL, false, err));
     hm_status planned = hm_plan_make(&plan, read, count + 1, NULL, read[0], &options->selection, err);
     for (size_t i = 0; i <= count; i++) hm_source_close(read[i]);
     HM_TRY(planned);

@@ -238,7 +238,7 @@ static hm_status make_plan(hm_hyper *hyper, hm_source *const *sources, size_t co
                            hm_error *err)
 {
     hm_source *read[HM_MAX_MEMBERS], *base = options->base_source;
-    HM_TRY(hm_lora_read_all(read, sources, count, base, err));
+    HM_TRY(hm_lora_read_all(read, sources, count, base, options->selection.common, err));
     hm_status status = HM_OK;
     hm_source *carrier = base != NULL ? base : read[options->carrier];
     if (base == NULL && carrier->is_lora && options->base == HM_BASE_MEAN)
@@ -246,6 +246,11 @@ static hm_status make_plan(hm_hyper *hyper, hm_source *const *sources, size_t co
                          "is a LoRA, like all inputs: give the checkpoint that they are for as --base, or --base none; what they "
                          "are taken from is not their mean");
     if (status == HM_OK) status = hm_plan_make(&hyper->plan, read, count, base, carrier, &options->selection, err);
+    for (size_t i = 0; i < count && status == HM_OK; i++)
+        if (read[i]->lora_lacking > 0)
+            status = hm_plan_note(hyper->plan, err, "%zu layer%s of %.120s that %.120s lacks, left out (the first is %.200s)",
+                                  read[i]->lora_lacking, read[i]->lora_lacking == 1 ? "" : "s",
+                                  hm_source_short_label(read[i]), hm_source_short_label(base), read[i]->lora_first_lacking);
     for (size_t i = 0; i < count; i++) hm_source_close(read[i]);
     return status;
 }

@@ -2,6 +2,7 @@
 #include <string.h>
 
 #include "lowrank/lora_names.h"
+#include "lowrank/transformer_names.h"
 #include "tests/check.h"
 
 static void is(const char *family, hm_lora_format format, const char *tensor, const char *wanted)
@@ -82,8 +83,52 @@ static void test_long_names(void)
     }
 }
 
+/* All names of a tensor, and that their rows are all of it, one behind the other. */
+static void is_split(const char *family, const char *tensor, size_t count, const char *first, const char *last)
+{
+    hm_transformer_name names[HM_TRANSFORMER_NAMES];
+    if (!CHECK(hm_transformer_names(family, tensor, names) == count) || count == 0) return;
+    CHECK_TEXT(names[0].name, first);
+    CHECK_TEXT(names[count - 1].name, last);
+    unsigned rows = 0;
+    for (size_t i = 0; i < count; i++) {
+        CHECK(names[i].part == rows && names[i].parts == names[0].parts);
+        rows += names[i].span;
+    }
+    CHECK(rows == names[0].parts);
+}
+
+static void test_transformers(void)
+{
+    is_split("flux", "model.diffusion_model.double_blocks.18.img_attn.qkv.weight", 3,
+             "transformer.transformer_blocks.18.attn.to_q", "transformer.transformer_blocks.18.attn.to_v");
+    is_split("flux", "model.diffusion_model.single_blocks.0.linear1.weight", 4,
+             "transformer.single_transformer_blocks.0.attn.to_q", "transformer.single_transformer_blocks.0.proj_mlp");
+    is_split("flux", "model.diffusion_model.final_layer.linear.weight", 1, "transformer.proj_out", "transformer.proj_out");
+    is_split("sd3", "model.diffusion_model.joint_blocks.7.context_block.attn.qkv.weight", 3,
+             "transformer.transformer_blocks.7.attn.add_q_proj", "transformer.transformer_blocks.7.attn.add_v_proj");
+    /* Rows in another order, other families, and what only looks alike. */
+    static const char *const none[][2] = {
+        {"flux", "model.diffusion_model.final_layer.adaLN_modulation.1.weight"},
+        {"sd3", "model.diffusion_model.joint_blocks.0.context_block.adaLN_modulation.1.weight"},
+        {"sd1", "model.diffusion_model.double_blocks.0.img_attn.qkv.weight"},
+        {"flux", "model.diffusion_model.double_blocks..img_attn.qkv.weight"},
+        {"flux", "model.diffusion_model.double_blocks.1x.img_attn.qkv.weight"},
+        {"flux", "model.diffusion_model.double_blocks.1.img_attn.qkv.bias"},
+        {"flux", "model.diffusion_model.img_in.0.weight"},
+        {"flux", "model.diffusion_model..weight"},
+        {"flux", "double_blocks.0.img_attn.qkv.weight"},
+        {"flux", ""}};
+    for (size_t i = 0; i < sizeof none / sizeof none[0]; i++) is_split(none[i][0], none[i][1], 0, NULL, NULL);
+    char name[600] = "model.diffusion_model.double_blocks.";
+    memset(name + strlen(name), '1', 300);
+    strcat(name, ".img_attn.qkv.weight");
+    is_split("flux", name, 0, NULL, NULL); /* too long to have one */
+}
+
 int main(void)
 {
+    test_transformers();
     test_unet();
     test_text_encoders();
     test_fused();

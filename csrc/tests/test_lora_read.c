@@ -125,7 +125,7 @@ static void test_view(folder *f, hm_source *base)
                     for (size_t x = 0; x < 9; x++)
                         op[o * 36 + in * 9 + x] += (double)n[5].numbers[o * 2 + p] * (double)n[7].numbers[(p * 3 + q) * 9 + x] *
                                                    (double)n[6].numbers[q * 4 + in];
-    if (CHECK(hm_lora_read(&view, file, base, NULL) == HM_OK)) {
+    if (CHECK(hm_lora_read(&view, file, base, false, NULL) == HM_OK)) {
         uint32_t first = hm_source_index(view, OPEN_CLIP "in_proj_weight"), second = hm_source_index(view, base_specs[2].name);
         CHECK(view->is_lora && hm_source_count(view) == 2 && !hm_is_lora_file(view));
         CHECK_TEXT(view->lora_family, "sdxl");
@@ -138,10 +138,10 @@ static void test_view(folder *f, hm_source *base)
         hm_source_close(view);
     }
     hm_source *both[2] = {file, base}, *read[2];
-    CHECK(hm_lora_read_all(read, both, 2, base, NULL) == HM_OK && read[0]->is_lora && read[1] == base);
+    CHECK(hm_lora_read_all(read, both, 2, base, false, NULL) == HM_OK && read[0]->is_lora && read[1] == base);
     for (size_t i = 0; i < 2; i++) hm_source_close(read[i]);
-    CHECK(hm_lora_read_all(read, both, 2, NULL, NULL) == HM_ERR_MISMATCH && read[0] == NULL && read[1] == NULL);
-    CHECK(hm_lora_read_all(read, both, 1, NULL, NULL) == HM_OK && read[0]->is_lora);
+    CHECK(hm_lora_read_all(read, both, 2, NULL, false, NULL) == HM_ERR_MISMATCH && read[0] == NULL && read[1] == NULL);
+    CHECK(hm_lora_read_all(read, both, 1, NULL, false, NULL) == HM_OK && read[0]->is_lora);
     CHECK_TEXT(read[0]->lora_family, "lora");
     CHECK(hm_source_count(read[0]) == 3 && hm_source_find(read[0], LAYER "q_proj") != NULL);
     hm_source_close(read[0]);
@@ -157,7 +157,7 @@ static void test_ownership(folder *f, hm_source *base)
     const char *path = folder_file(f, "owned.safetensors");
     hm_source *file = NULL, *with = NULL, *without = NULL;
     if (!CHECK(write_model(path, specs, 2, NULL, 0) && hm_source_open(&file, path, NULL) == HM_OK)) return;
-    CHECK(hm_lora_read(&with, file, base, NULL) == HM_OK && hm_lora_read(&without, file, NULL, NULL) == HM_OK);
+    CHECK(hm_lora_read(&with, file, base, false, NULL) == HM_OK && hm_lora_read(&without, file, NULL, false, NULL) == HM_OK);
     hm_source_close(file);
     CHECK_TEXT(hm_source_tensor(with, 0)->name, base_specs[0].name);
     CHECK_TEXT(hm_source_tensor(without, 0)->name, "unet.conv_in");
@@ -229,7 +229,7 @@ static void test_anything(hm_source *base)
         hm_source *file = NULL, *view = NULL;
         hm_error err = {0};
         if (hm_source_borrow(&file, "memory", infos, count, NULL) != HM_OK) continue; /* a name twice */
-        hm_status status = hm_lora_read(&view, file, round % 5 == 0 ? NULL : base, &err);
+        hm_status status = hm_lora_read(&view, file, round % 5 == 0 ? NULL : base, round % 2 == 0, &err);
         hm_source_close(file);
         CHECK(status == HM_OK || (strlen(err.message) > 20 && strchr(err.message, '\n') == NULL));
         refused += status != HM_OK ? 1 : 0;
