@@ -5,7 +5,8 @@
  * The page's own fields stay the truth; pad and picker are only other hands on them.  Python puts
  *   <div data-hyper-merge="pad" data-place="txt2img" data-module="file=…/pad.mjs?…" data-map="{…}" …>
  * and fields with the ids hyper_merge_<place>_<name>, and Gradio tells what happens by an event on the document:
- *   {place}  a field changed, by whomever      {place, done}  what was sent is in the weights, or could not be
+ *   {place}  a field changed, by whomever      {place, switched}  that one is "Enable"
+ *   {place, done}  what was sent is in the weights, or could not be
  *   {place, again}  another model is loaded: send it again         {place, open}  the accordion is to be seen
  *   {place, task, name}  a job began: its number in the host's queue, and the button
  */
@@ -36,6 +37,10 @@
         updateInput(input);
     }
 
+    /** In the reader's language: the host knows its translations by the English text, as it does for what it finds itself. */
+    const translated = (text) => (text && getTranslation(text)) || text;
+    const translatedAll = (texts) => Object.fromEntries(Object.entries(texts).map(([key, text]) => [key, translated(text)]));
+
     const numbers = (text) => text.split(/[\s,;]+/).filter(Boolean).map((part) => Number(part) || 0);
     const signed = (value) => (value < 0 ? "−" : "+") + Math.abs(value).toFixed(3);
 
@@ -49,17 +54,21 @@
         #held = false;  // her hand moves the pad: what Gradio says meanwhile is older
         #busy = false;  // something was sent and is not done
         #sent = "off";
+        #asked = false;  // this page has sent anything at all
+        #later = false;  // Gradio heard of a field after the last time that something was sent
+        #timer = null;   // until the next look at what waits
 
         constructor(place) { this.place = place; }
 
         async mount(element) {
             this.element = element;
-            const { Pad } = await import(new URL(element.dataset.module, document.baseURI));
+            const { Pad, TEXTS } = await import(new URL(element.dataset.module, document.baseURI));
             if (this.element !== element || !element.isConnected) return;
             const { limit, message } = element.dataset;
             this.pad?.destroy();
             this.pad = new Pad(element, {
-                limits: [-limit, Number(limit)], message, theme: theme(), axes: this.axes,
+                limits: [-limit, Number(limit)], message: translated(message), theme: theme(), axes: this.axes,
+                texts: translatedAll(TEXTS),
                 onBegin: () => { this.#held = true; },
                 onInput: (values) => this.#write(values),
                 onEnd: () => { this.#held = false; this.sync(); },
@@ -99,21 +108,31 @@
             summary.textContent = on ? `${name}  λ ${signed(lam)}  κ ${signed(kap)}` : "";
         }
 
+        /**
+         * Gradio has heard of a field, which is a while after the page shows it: what was sent meanwhile had older values,
+         * whatever the fields said, and is sent again.  Fields of an accordion that is off matter to nobody.
+         */
+        changed(switched) {
+            this.#later ||= this.#asked && (switched || read(this.place, "enabled"));
+            this.sync();
+        }
+
         /** The newest fields, once what was sent before is done; older ones are never sent. */
         #send() {
             if (!find(this.place, "apply")) return;
             const on = read(this.place, "enabled") && opts.hyper_merge_live !== false;
             const rest = ["lam", "kap", "further", "text_encoder", "blocks"].map((name) => read(this.place, name));
             const wanted = on ? JSON.stringify([this.element?.dataset.name, ...rest]) : "off";
-            if (this.#busy || wanted === this.#sent) return;
-            [this.#sent, this.#busy] = [wanted, true];
+            if (this.#busy || (wanted === this.#sent && !this.#later)) return;
+            [this.#sent, this.#busy, this.#asked, this.#later] = [wanted, true, true, false];
             press(this.place, "apply");
         }
 
         done() {
             this.#busy = false;
             const { at, waits } = find(this.place, "status")?.querySelector("[data-at], [data-waits]")?.dataset ?? {};
-            if (waits) setTimeout(() => press(this.place, "look"), 1000);
+            clearTimeout(this.#timer);
+            if (waits) this.#timer = setTimeout(() => press(this.place, "look"), 1000);
             if (this.pad) this.pad.applied = at ? JSON.parse(at) : null;
             this.sync();
         }
@@ -132,11 +151,12 @@
 
         async mount(element) {
             this.element = element;
-            const { Picker } = await import(new URL(element.dataset.module, document.baseURI));
+            const { Picker, TEXTS } = await import(new URL(element.dataset.module, document.baseURI));
             if (this.element !== element || !element.isConnected) return;
             this.picker = new Picker(element, {
                 onChange: (text) => write(this.place, "models", text),
                 onRefresh: () => press(this.place, "models_refresh"),
+                texts: translatedAll(TEXTS),
             });
             this.picker.setModels(JSON.parse(element.dataset.models));
             this.recolour();
@@ -155,10 +175,12 @@
         title.scrollIntoView({ block: "nearest" });
     }
 
-    /** The list at the top of the page shows the base that was loaded, also a new one; Forge's would refuse that. */
+    /** The list at the top of the page shows the base that was loaded, also a new one; Forge's only if Python tells it. */
     function showLoaded(place) {
         const title = find(place, "load_base_status")?.querySelector("[data-title]")?.dataset.title;
-        if (title && gradioApp().querySelector("#setting_sd_model_checkpoint")) selectCheckpoint(title);
+        if (!title) return;
+        if (gradioApp().querySelector("#setting_sd_model_checkpoint")) selectCheckpoint(title);
+        else press("top", "checkpoint");
     }
 
     /** The host's bar for a job; while it runs, Stop stands where its button was. */
@@ -185,7 +207,7 @@
         views.forEach((view) => view.recolour());
     });
 
-    document.addEventListener("hyper-merge", ({ detail: { place, done, again, open, task, name } }) => {
+    document.addEventListener("hyper-merge", ({ detail: { place, done, again, open, switched, task, name } }) => {
         if (task) follow(place, task, name);
         if (open) unfold(place);
         if (again) showLoaded(place);
@@ -193,6 +215,7 @@
             if (view.place !== place) continue;
             if (done) view.done?.();
             else if (again) view.again?.();
+            else if (view.changed) view.changed(switched);
             else view.sync();
         }
     });

@@ -33,7 +33,7 @@ def part(name: str) -> Any:
     return importlib.import_module(f"{NAME}.{name}")
 
 
-accordion, live, pack, settings = map(part, ("accordion", "live", "pack", "settings"))
+accordion, live, pack, settings, topbar = map(part, ("accordion", "live", "pack", "settings", "topbar"))
 
 
 class HyperMerge(scripts.Script):
@@ -79,7 +79,7 @@ def _unloaded() -> None:
 
 def _on(event: str, function: Callable[..., Any]) -> None:
     """script_callbacks.on_EVENT(function), which would look through the whole call stack to find out whose file this is:
-    seven times that is half a second of A1111's start, and more of Forge's.  So it is told, where that can be.
+    eight times that is half a second of A1111's start, and more of Forge's.  So it is told, where that can be.
     """
     known = getattr(script_callbacks, "callback_map", {}).get(f"callbacks_{event}")
     add = getattr(script_callbacks, "add_callback", None)
@@ -90,6 +90,7 @@ def _on(event: str, function: Callable[..., Any]) -> None:
 
 
 _on("before_ui", _before_ui)
+_on("after_component", topbar.follow)
 _on("ui_settings", part("options").register)
 _on("ui_tabs", lambda: part("tab").tabs())
 _on("app_started", lambda demo, app: part("api").register(app))

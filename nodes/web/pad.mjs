@@ -31,7 +31,7 @@
  * events, and hosts (ComfyUI's undo) wait for those.  The wheel is left alone: it belongs to the page.
  */
 
-const TEXTS = {
+export const TEXTS = {
     pad: "Blend of the merged models", role: "two-dimensional slider",
     base: "base", middle: "middle of the models", near: "near {name}", beyond: "beyond the models",
     goto: "Take the multipliers of a model", reset: "Back to the start (Home)", residual: "{percent} of it lies off this map",

@@ -4,9 +4,14 @@
  * Ticking adds a line at the end, taking the tick away removes it; lines that are patterns (* ? [ ]) or unknown names stay
  * as they are, and what a pattern matches is shown as chosen by it.  Knows no host.
  *
- *   const picker = new Picker(element, {onChange(text) {}, onRefresh() {}});
+ *   const picker = new Picker(element, {onChange(text) {}, onRefresh() {}, texts: {}});  // texts: translations, see TEXTS
  *   picker.setModels([{name, folder, size}], error);   picker.value = text;   picker.note = "…";   picker.destroy();
  */
+
+export const TEXTS = {
+    filter: "Filter models", again: "Look again for models", count: "{count} chosen", by: "chosen by {pattern}",
+    nothing: "No models found", none: "No name matches",
+};
 
 const STYLE = `
 :host { display: flex; flex-direction: column; box-sizing: border-box; overflow: hidden; border-radius: 8px;
@@ -38,6 +43,7 @@ label input { margin: 0; flex: none; accent-color: var(--accent); }
 `;
 
 const isPattern = (line) => /[*?[]/.test(line);
+const fill = (text, parts) => text.replace(/\{(\w+)\}/g, (_, key) => parts[key]);
 const lines = (text) => text.split("\n").map((line) => line.trim()).filter(Boolean);
 
 /** Does a shell pattern match the whole name?  As Python's fnmatchcase: * ? [abc] [!abc]. */
@@ -65,13 +71,15 @@ export class Picker {
     constructor(element, options = {}) {
         this.element = element;
         this.options = options;
+        this.texts = { ...TEXTS, ...options.texts };
         this.models = [];
         this.error = "";
         this.text = "";
         const root = element.shadowRoot ?? element.attachShadow({ mode: "open" });
-        this.search = make("input", { type: "search", placeholder: "Filter models", "aria-label": "Filter models" });
+        const { filter, again } = this.texts;
+        this.search = make("input", { type: "search", placeholder: filter, "aria-label": filter });
         this.count = make("span", { class: "count", role: "status" });
-        const refresh = make("button", { type: "button", title: "Look again", "aria-label": "Look again for models" }, "⟳");
+        const refresh = make("button", { type: "button", title: again, "aria-label": again }, "⟳");
         this.list = make("ul", { "data-scrolls": "" });
         this.noteLine = make("div", { class: "note", "data-scrolls": "" });
         const bar = make("div", { class: "bar" }, this.search, this.count, refresh);
@@ -119,18 +127,19 @@ export class Picker {
             const box = make("input", { type: "checkbox", value: name });
             box.checked = ticked || Boolean(pattern);
             box.disabled = Boolean(pattern) && !ticked;
-            const label = make("label", { title: pattern ? `${name}\nchosen by ${pattern}` : name, class: pattern ? "by" : "" },
-                box, make("span", { class: "name" }, name), make("span", { class: "size" }, sizeOf(size)));
+            const title = pattern ? `${name}\n${fill(this.texts.by, { pattern })}` : name;
+            const label = make("label", { title, class: pattern ? "by" : "" }, box,
+                make("span", { class: "name" }, name), make("span", { class: "size" }, sizeOf(size)));
             return { name, row: make("li", {}, label) };
         }).filter(({ name }) => name.toLowerCase().includes(filter));
         const top = this.list.scrollTop;
         const focused = this.element.shadowRoot.activeElement?.value;
-        const why = this.error || (this.models.length ? "No name matches" : "No models found");
+        const why = this.error || (this.models.length ? this.texts.none : this.texts.nothing);
         const nothing = make("li", { class: "empty" }, why);
         this.list.replaceChildren(...(rows.length ? rows.map(({ row }) => row) : [nothing]));
         this.list.scrollTop = top;
         const again = [...this.list.querySelectorAll("input")].find((box) => box.value === focused);
         if (again && this.element.shadowRoot.activeElement === null) again.focus({ preventScroll: true });
-        this.count.textContent = `${chosen} chosen`;
+        this.count.textContent = fill(this.texts.count, { count: chosen });
     }
 }

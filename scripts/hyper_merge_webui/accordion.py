@@ -35,7 +35,7 @@ def build(place: str) -> tuple[list[Any], list[tuple[Any, Any]]]:
         )
     components = [enabled, *found.values]
     parts.transient(enabled)
-    enabled.change(**parts.tell(place))
+    enabled.change(**parts.tell(place, switched=True))
     apply.click(move, components, [status, offer], **parts.QUICK).then(**parts.tell(place, done=True))
     look.click(look_again, components, [status, offer], **parts.QUICK).then(**parts.tell(place, done=True))
     work.connect(base, load_base, [found.hyper]).then(**parts.tell(place, again=True))

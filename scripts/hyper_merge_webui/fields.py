@@ -8,6 +8,7 @@ from typing import Any
 import gradio as gr
 
 from . import host, jobs, options, parts, settings
+from .parts import GRADIO_3
 
 NONE_YET = "No hyper-models yet: solve for one"
 NONE_YET_ELSEWHERE = "No hyper-models yet: see the tab Hyper-Merge"
@@ -45,7 +46,11 @@ def build(place: str) -> Fields:
     names = hyper_list()
     first = names[0] if names else None
     with gr.Row(elem_classes="hyper-merge-choice"):
-        hyper = gr.Dropdown(names, value=first, label="Hyper-model", elem_id=parts.elem_id(place, "hyper"))
+        # What the API sets from an infotext becomes of the type of this value, and nothing where it is None; a later
+        # Gradio would refuse a text that is not in the list.
+        hyper = gr.Dropdown(
+            names, value=first or ("" if GRADIO_3 else None), label="Hyper-model", elem_id=parts.elem_id(place, "hyper")
+        )
         refresh = gr.Button("⟳", elem_id=parts.elem_id(place, "refresh"), elem_classes=["tool", "hyper-merge-tool"])
     with gr.Row(elem_classes="hyper-merge-point"):
         with gr.Column(scale=6, min_width=250):
@@ -86,6 +91,8 @@ def _blocks(place: str) -> Any:
         blocks = gr.Textbox(
             "",
             label="Multipliers of single blocks",
+            info="The last line that fits a tensor decides. The text encoder's factor holds on top of all lines but those "
+            "for the text encoder alone, as TEXT = x0.5",
             lines=3,
             max_lines=8,
             placeholder="OUT = x0.5\n*.input_blocks.* = 0, 0",

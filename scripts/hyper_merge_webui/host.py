@@ -152,6 +152,18 @@ def load_model(path: str, anew: bool = False) -> str:
     return str(info.title)
 
 
+def checkpoint_titles() -> tuple[list[str], str | None]:
+    """All that Forge's list at the top of the page offers, and which of it is chosen: with or without hashes, as is set."""
+    from modules import sd_models, shared
+
+    titles = list(sd_models.checkpoint_tiles(getattr(shared.opts, "sd_checkpoint_dropdown_use_short", False)))
+    wanted = shared.opts.sd_model_checkpoint
+    for title, info in zip(titles, sd_models.checkpoints_list.values()):
+        if wanted in (title, info.name, info.title, info.name_for_extra):
+            return titles, title
+    return titles, None
+
+
 def loaded_model() -> Any | None:
     """What is loaded now; None before the first.  Never makes the host load one."""
     from modules import sd_models

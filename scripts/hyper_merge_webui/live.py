@@ -164,7 +164,7 @@ def for_job(p: Any, settings: Settings | None = None) -> None:
     What cannot be done is said in p.comment(…), and the weights stay the base's own.
     """
     if settings is not None:
-        p.hyper_merge, p.hyper_merge_token = settings, None
+        p.hyper_merge, p.hyper_merge_token, p.hyper_merge_file = settings, None, None
         _state.outer = weakref.ref(p)
         if _has_tokens(p) and not getattr(p, "disable_extra_networks", False):
             return  # they are known once the prompts are parsed, and until then nothing is computed
@@ -187,27 +187,30 @@ def for_values(p: Any, values: Sequence[Any]) -> None:
 
 
 def for_prompts(p: Any) -> None:
-    """The same when prompts were parsed and extra networks are activated: also amid a job, for its refiner."""
+    """The same when prompts were parsed and extra networks are activated: also amid a job, for its hires pass."""
     if getattr(p, "all_prompts", None):  # else no job: the host encodes its empty prompt
         _serve(p, False)
 
 
 def _serve(p: Any, main: bool) -> Settings:
-    """→ what the weights hold.  main: of the job's own checkpoint, not of one that takes its place for a while."""
+    """→ what the weights hold.  main: the job begins with what is loaded now.
+
+    A checkpoint that takes its place for a while, as a refiner, is left as it is, even where it is the base itself.
+    """
     with _state.lock:
         wanted, model = wanted_by(p), host.loaded_model()
         if main:
             p.hyper_merge_file = host.file_of(model)
+        own = getattr(p, "hyper_merge_file", None) in (None, host.file_of(model))
         try:
-            if wanted.enabled:
+            if own and wanted.enabled:
                 _bring(wanted, p)
-            else:
+            elif own or (_state.binding is not None and _state.binding.is_of(model)):
                 _rest(p)
             _encode_empty_prompt()
-            return wanted
+            return wanted if own else Settings()
         except Refused as reason:
-            if getattr(p, "hyper_merge_file", None) in (None, host.file_of(model)):
-                _refuse(p, str(reason))
+            _refuse(p, str(reason))
         except Exception as reason:  # the host would only print it, and nobody learn why the picture is another
             log.exception("hyper-merge: the blend could not be made")
             _refuse(p, str(reason))
@@ -351,10 +354,13 @@ def _loaded_again(binding: Binding) -> str:
 
 
 def _rest(p: Any = None) -> None:
-    """The base again, but ready to move on: a prompt without token between others that have one.  Raises Refused."""
+    """The base again, but ready to move on: a prompt without token between others that have one.  Raises Refused.
+
+    Also of a model that is not the loaded one now: a host that keeps it may take it for the job's refiner.
+    """
     _drop_dead()
     binding = _state.binding
-    if binding is not None and binding.is_of(host.loaded_model()):
+    if binding is not None:
         _changing(binding, binding.rest, p)
     _state.refused = ""
 

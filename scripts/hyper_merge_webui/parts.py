@@ -16,7 +16,8 @@ import gradio as gr
 
 from .pack import ROOT
 
-JS = "_js" if gr.__version__.startswith("3.") else "js"
+GRADIO_3 = gr.__version__.startswith("3.")
+JS = "_js" if GRADIO_3 else "js"
 """How Gradio calls the script of an event."""
 
 FLAT = "hyper-merge-flat"
@@ -51,7 +52,8 @@ def elem_id(place: str, name: str) -> str:
 def tell(place: str, **more: bool) -> dict[str, Any]:
     """Arguments of an event that only tells the page's script: a field of `place` changed.
 
-    done: what it sent is in the weights, or could not be; again: send it again, because another model is loaded.
+    switched: that field is "Enable"; done: what it sent is in the weights, or could not be; again: send it again,
+    because another model is loaded.
     """
     detail = {"place": place, **more}
     return {"fn": None, "inputs": [], "outputs": [], JS: _TELL % json.dumps(detail)}

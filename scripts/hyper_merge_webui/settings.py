@@ -5,6 +5,8 @@ Knows no host.  Blocks are a text, one line for each, of which the last that fit
     *.output_blocks.* = 0, 0        multipliers λ, κ … for tensors whose names match the pattern, as in ComfyUI
     OUT03 = x0.5                    half of λ, κ …: also IN, IN04, IN00-IN05, MID, OUT, TEXT (text encoder) and * (all)
     1,1,1,0,0,0,1,1,1,1,1,1         block weights as other tools write them: 12, 17, 20 or 26 factors from BASE on
+
+The text encoder's factor holds on top of these, but for lines that fit nothing else than its tensors: there they decide.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import fnmatch
 import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from glob import escape
 from typing import Any
 
 from .pack import keys, points
@@ -61,7 +64,7 @@ class Settings:
     multipliers: tuple[float, ...] = (0.0, 0.0)
     """λ, κ and further ones; those that are missing are 0."""
     text_encoder: float = 1.0
-    """Factor on the multipliers for the text encoder; 0 leaves it as it is."""
+    """Factor on the multipliers of the text encoder's tensors, but where a line of `blocks` is for these alone."""
     blocks: str = ""
     """The text described above."""
 
@@ -107,14 +110,22 @@ class Settings:
         """
         at, names = self.at(count), Names.of(moving)
         rules: list[tuple[str, list[float]]] = []
-        if self.text_encoder != 1:
-            rules += [(glob, [c * self.text_encoder for c in at]) for glob in keys.TEXT_GLOBS if names.fit(glob)]
+        found: dict[str, list[float]] = {}
         for number_, line in enumerate(self.blocks.splitlines(), start=1):
             rules += _line(line.partition("#")[0].strip(), f"blocks, line {number_}", at, names)
-        found: dict[str, list[float]] = {}
-        for glob, values in rules:
+
+        def put(glob: str, values: Sequence[float]) -> None:
             found.pop(glob, None)  # the last one decides, also in order
-            found[glob] = values
+            found[glob] = list(values)
+
+        def put_text(glob: str, values: Sequence[float]) -> None:
+            for inner in names.text_among(glob) if self.text_encoder != 1 else ():
+                put(inner, [c * self.text_encoder for c in values])
+
+        put_text("*", at)
+        for glob, values in rules:
+            put(glob, values)
+            put_text(glob, values)
         return found
 
 
@@ -125,6 +136,7 @@ class Names:
         self._all = tuple(moving)
         self._text = tuple(name for name in sorted(self._all) if is_text(name))
         self._fitting: dict[str, bool] = {}
+        self._among: dict[str, list[str]] = {}
 
     @staticmethod
     def of(moving: Names | Iterable[str]) -> Names:
@@ -135,6 +147,22 @@ class Names:
         if glob not in self._fitting:
             self._fitting[glob] = any(fnmatch.fnmatchcase(name, glob) for name in self._all)
         return self._fitting[glob]
+
+    def text_among(self, glob: str) -> list[str]:
+        """Globs that fit just those of the text encoder's tensors that `glob` fits among others.
+
+        None where it fits these alone: it is about them then.  "*" is about everything, also where nothing else moves.
+        """
+        if glob not in self._among:
+            fits = re.compile(fnmatch.translate(glob)).match
+            inner = [name for name in self._text if fits(name)]
+            alone = glob != "*" and not any(fits(name) for name in self._all if not is_text(name))
+            if inner == list(self._text):
+                inner = [wide for wide in keys.TEXT_GLOBS if self.fit(wide)]
+            else:
+                inner = [escape(name) for name in inner]
+            self._among[glob] = [] if alone else inner
+        return self._among[glob]
 
     def text_moves(self, at: Sequence[float], pairs: Mapping[str, Sequence[float]]) -> TextMoves:
         """What the text encoder's tensors are moved by: equal for equal text encoders, () where it stands still."""

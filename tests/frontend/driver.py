@@ -114,7 +114,7 @@ class Comfy:
 
     def workflow(self) -> dict[str, Any]:
         """As it would be saved."""
-        return self.call("(app) => app.graph.serialize()")
+        return self.call("(app) => JSON.parse(JSON.stringify(app.graph.serialize()))")
 
     def load(self, workflow: dict[str, Any]) -> None:
         self.call("(app, workflow) => app.loadGraphData(workflow)", workflow)
@@ -122,6 +122,10 @@ class Comfy:
 
     def api_prompt(self) -> dict[str, Any]:
         return self.call("async (app) => (await app.graphToPrompt()).output")
+
+    def recorded(self) -> dict[str, Any]:
+        """The workflow as undo knows it: after an undo that is finished, the one that it went back to."""
+        return self.call("(app) => app.extensionManager.workflow.activeWorkflow.changeTracker.activeState")
 
     def steps(self) -> int:
         """Undo steps that could be taken back now."""
@@ -174,8 +178,22 @@ class Comfy:
         self.settle()
 
     def key(self, *keys: str) -> None:
+        """"z", "Control+z".  The frontend looks at a key in the next frame; a chord is held until then, as by a hand.
+
+        Control that is let go before, as on a busy machine, has it take the last key for a modifier alone: it records
+        the graph before it goes back, and an undo may then find a step of which nothing is to be seen.
+        """
+        keyboard = self.page.keyboard
         for key in keys:
-            self.page.keyboard.press(key)
+            *modifiers, last = key.split("+")
+            for modifier in modifiers:
+                keyboard.down(modifier)
+            keyboard.down(last)
+            if modifiers:
+                self.page.evaluate("() => new Promise(requestAnimationFrame)")
+            keyboard.up(last)
+            for modifier in modifiers:
+                keyboard.up(modifier)
         self.settle()
 
     def prompts_after(self, count: int, wait: int = 700) -> list[dict[str, Any]]:

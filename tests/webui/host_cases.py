@@ -25,7 +25,8 @@ AT, ELSEWHERE = (0.6, -0.8), (-0.5, 0.4)
 class Host:
     """The running host, the hyper-model of the family, and the title of its base's checkpoint."""
 
-    def __init__(self, kind: str, data: Path) -> None:
+    def __init__(self, kind: str, data: Path, half: bool = False) -> None:
+        """half: in half precision, and with the hyper-model made only after the page was built."""
         self.kind, self.data = kind, data
         self.checkpoints, self.hypers = data / "models" / "Stable-diffusion", data / "models" / "hyper_merge"
         self.checkpoints.mkdir(parents=True)
@@ -35,10 +36,18 @@ class Host:
         self.hypers.mkdir()
         install(data)
         self.hyper = "family.hyper.safetensors"
-        hm.solve([self.checkpoints / name for name in self.models], directions=2).save(self.hypers / self.hyper)
-        self.server = WebUI(kind, *environment(kind), data, Path(hm.__file__).parent)
-        self.server.txt2img()  # A1111 loads its first model beside everything else, and another beside that fails
-        self.base: str = self.job("load-base", name=self.hyper)["title"]
+        solved = hm.solve([self.checkpoints / name for name in self.models], directions=2)
+        if not half:
+            solved.save(self.hypers / self.hyper)
+        self.server = WebUI(kind, *environment(kind), data, Path(hm.__file__).parent, half=half)
+        if half:
+            solved.save(self.hypers / self.hyper)
+        try:
+            self.server.txt2img()  # A1111 loads its first model beside everything else, and another beside that fails
+            self.base: str = self.job("load-base", name=self.hyper)["title"]
+        except BaseException:
+            self.server.stop()
+            raise
 
     # ---- our own routes -------------------------------------------------------------------------------------------
 

@@ -145,5 +145,9 @@ class Pages:
         page.until(lambda: page.models("tab").count() == 2)
         page.shown("solved")
         page.press("tab", "load_base")
-        page.until(lambda: "Loaded" in page.find("tab", "load_base_status").inner_text(), 90)
+        said = page.find("tab", "load_base_status")
+        page.until(lambda: "Loaded" in said.inner_text(), 90)
+        name = said.inner_text().strip().removeprefix("Loaded ").split(" [")[0]
+        top = page.page.locator("#setting_sd_model_checkpoint input, .model_selection input").first
+        page.until(lambda: name in top.input_value(), 30)  # the list at the top knows a file that is new
         host.job("load-base", name=host.hyper)

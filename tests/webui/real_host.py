@@ -31,6 +31,12 @@ KINDS = {
     "a1111": ["--use-cpu", "all", "--opt-sdp-attention", "--no-download-sd-model"],
     "forge": ["--always-cpu"],
 }
+HALF = {  # without a GPU A1111 fails where it would choose by itself what to compute with
+    "a1111": ["--precision", "half"],
+    "forge": [],
+}
+HALF_SETTINGS = {"a1111": {"sd_vae_decode_method": "Approx NN"}, "forge": {}}
+"""A VAE of half precision takes minutes without a GPU."""
 SETTINGS = {  # of the host: no file that nobody asked for, and a progress that can be read
     "samples_save": False,
     "grid_save": False,
@@ -59,8 +65,13 @@ def install(data: Path) -> None:
 class WebUI:
     """A host started from `folder` by `python`; models, settings and outputs are under `data`."""
 
-    def __init__(self, kind: str, folder: str, python: str, data: Path, package: Path | None, flags: Any = ()) -> None:
-        """kind: "a1111" or "forge".  package: the folder of the installed hypermerge_ext, or None for a host without."""
+    def __init__(
+        self, kind: str, folder: str, python: str, data: Path, package: Path | None, flags: Any = (), half: bool = False
+    ) -> None:
+        """kind: "a1111" or "forge".  package: the folder of the installed hypermerge_ext, or None for a host without.
+
+        half: in half precision, where the host would use it.
+        """
         self.kind, self.data, self.folder = kind, data, folder
         for name in ("extensions", "models/Stable-diffusion", "models/Lora", "packages"):
             (data / name).mkdir(parents=True, exist_ok=True)
@@ -74,7 +85,8 @@ class WebUI:
         self.log.unlink(missing_ok=True)
         settings = data / "config.json"
         if not settings.exists():
-            settings.write_text(json.dumps(SETTINGS), encoding="utf-8")
+            chosen = {**SETTINGS, **(HALF_SETTINGS[kind] if half else {})}
+            settings.write_text(json.dumps(chosen), encoding="utf-8")
         environment = {
             **os.environ,
             "PYTHONPATH": str(data / "packages"),
@@ -86,15 +98,18 @@ class WebUI:
         environment.setdefault("OMP_NUM_THREADS", "1")  # threads of a small network wait for each other
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                self._command(python, flags), cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                self._command(python, flags, half), cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 start_new_session=True,
             )  # fmt: skip
         self._wait()
 
-    def _command(self, python: str, flags: Any) -> list[str]:
+    def _command(self, python: str, flags: Any, half: bool) -> list[str]:
         # Forge's Gradio serves nothing from Forge's own folder where the data lie elsewhere, unless it is told to.
         allowed = [part for path in (str(self.data), self.folder) for part in ("--gradio-allowed-path", path)]
         known = [*FLAGS, *KINDS[self.kind], *allowed]
+        if half:
+            place = known.index("--no-half")
+            known[place : place + 1] = HALF[self.kind]
         return [python, "launch.py", *known, *flags, "--data-dir", str(self.data), "--port", str(self.port)]
 
     def _wait(self) -> None:

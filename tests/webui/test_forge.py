@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-pytest.register_assert_rewrite("webui.host_cases", "webui.host_pages")
+pytest.register_assert_rewrite("webui.host_cases", "webui.host_more", "webui.host_pages")
 
 from webui.host_cases import Cases, bare_start, started  # noqa: E402  after they are known as tests
+from webui.host_more import More, half_start  # noqa: E402
 from webui.host_pages import Pages  # noqa: E402
 
 
@@ -19,7 +20,15 @@ def test_without_the_compiled_part(tmp_path):
     bare_start("forge", tmp_path)  # the first, while no other server runs
 
 
+def test_in_half_precision(tmp_path):
+    half_start("forge", tmp_path)
+
+
 class TestForge(Cases):
+    pass
+
+
+class TestMore(More):
     pass
 
 

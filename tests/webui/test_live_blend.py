@@ -253,6 +253,23 @@ def test_a_refiner_in_the_middle_of_a_job(open_webui, limit):
 
 
 @pytest.mark.parametrize("limit", [1, 2])
+@pytest.mark.parametrize("wanted", [True, False])
+def test_the_base_is_the_refiner_of_another_checkpoint(open_webui, limit, wanted):
+    """What is moved is the job's own checkpoint; the host may have kept the base as the job before left it."""
+    webui = open_webui(no_half=True)
+    webui.shared.opts.data["sd_checkpoints_limit"] = limit
+    webui.load_base()
+    more = {"override_settings": {"sd_model_checkpoint": "m2.safetensors"}, "refiner": f"{BASE}.safetensors"}
+    back = {"override_settings": {"sd_model_checkpoint": f"{BASE}.safetensors"}}
+    plain = webui.image(**more)
+    moved = webui.image(settings=webui.at(0.5, -0.25), **back)
+    found = webui.run(webui.job("a cat", webui.at(0.5, -0.25) if wanted else None, **more))
+    assert found.images == [plain] and "Hyper-Merge at" not in found.infotexts[0]
+    assert len(found.comments) == wanted
+    assert webui.image(settings=webui.at(0.5, -0.25), **back) == moved != webui.image(**back)
+
+
+@pytest.mark.parametrize("limit", [1, 2])
 def test_a_checkpoint_of_its_own_for_the_hires_pass(open_webui, limit):
     webui = open_webui(no_half=True)
     webui.shared.opts.data["sd_checkpoints_limit"] = limit

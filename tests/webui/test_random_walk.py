@@ -15,6 +15,7 @@ PLACES = {
     "both": {"multipliers": (-0.25, 0.5)},
     "text encoder off": {"multipliers": (0.5, 0.25), "text_encoder": 0.0},
     "blocks": {"multipliers": (0.5, 0.25), "blocks": "OUT = x0\nTEXT = 0.25, 0"},
+    "weaker words": {"multipliers": (0.5, 0.25), "text_encoder": 0.5, "blocks": "*.weight = x2\nIN = x0"},
 }
 TOKENS = {"lambda": "<hm:x:0.5:0>", "both": "<hm:x:-0.25:0.5>"}
 KINDS = {"one kept": {}, "two kept": {}, "medvram": {"medvram": True}, "forge": {"forge": "plain"}}

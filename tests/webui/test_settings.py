@@ -86,11 +86,46 @@ def test_a_line_of_blocks(moved, line, name, expected):
     assert moved(name, line) == pytest.approx(expected)
 
 
-def test_the_last_line_decides_also_over_the_text_encoders_factor(moved):
-    assert moved(TEXT, "", text_encoder=0.5) == [0.5, 0.25]
-    assert moved(OTHER, "", text_encoder=0.5) == [1, 0.5]
-    assert moved(TEXT, "* = x3", text_encoder=0.5) == [3, 1.5]
+def test_the_last_line_decides(moved):
     assert moved(IN0, "IN = x2\n\n*.input_blocks.0.* = x4\nIN = x3") == [3, 1.5]
+    assert moved(IN0, "IN = x2\n\nIN = x3\n*.input_blocks.0.* = x4") == [4, 2]
+
+
+WIDE = "*encoder.layers.0.*"
+"""Fits tensors of the text encoder only."""
+
+
+@pytest.mark.parametrize(
+    ("line", "text", "other"),
+    [
+        ("", [0.5, 0.25], [1, 0.5]),
+        ("IN = x2", [0.5, 0.25], [1, 0.5]),
+        # Lines for all tensors, or for some of the text encoder's among others: its factor holds on top.
+        ("* = x3", [1.5, 0.75], [3, 1.5]),
+        ("* = 0.2, 0.4", [0.1, 0.2], [0.2, 0.4]),
+        ("*.bias = x3", [1.5, 0.75], [1, 0.5]),
+        ("*.weight = x3", [0.5, 0.25], [3, 1.5]),
+        ("3" + ",1" * 25, [1.5, 0.75], [3, 1.5]),
+        # Lines for the text encoder alone decide.
+        ("TEXT = x1", [1, 0.5], [1, 0.5]),
+        ("* = x0\nTEXT = x1", [1, 0.5], [0, 0]),
+        (f"{WIDE} = 0.3, 0.1", [0.3, 0.1], [1, 0.5]),
+        ("TEXT = x1\n* = x3", [1.5, 0.75], [3, 1.5]),
+    ],
+)
+def test_the_text_encoders_factor_holds_but_where_a_line_is_for_it_alone(moved, line, text, other):
+    found = moved(TEXT, line, text_encoder=0.5), moved(OTHER, line, text_encoder=0.5)
+    assert found == (pytest.approx(text), pytest.approx(other))
+
+
+def test_the_text_encoders_factor_where_nothing_else_moves(settings):
+    chosen = settings.Settings(True, "x", (1.0,), 0.5, "* = x3")
+    assert chosen.pairs(1, [TEXT])["cond_stage_model.*"] == [1.5]
+    odd = "cond_stage_model.a[0].bias"  # a name that would be a pattern
+    pairs = settings.Settings(True, "x", (1.0,), 0.5, "*.bias = x3").pairs(1, [odd, TEXT[:-4] + "weight", OUT3])
+    from hyper_merge_webui.weights import multipliers_of
+
+    assert [multipliers_of(name, [1.0], pairs) for name in (odd, OUT3)] == [[1.5], [3]]
 
 
 @pytest.mark.parametrize(

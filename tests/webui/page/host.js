@@ -14,6 +14,11 @@ document.addEventListener("DOMContentLoaded", () => {
     }).observe(gradioApp(), { childList: true, subtree: true });
 });
 
+/** Translations by the English text; the host's own script translates what it finds outside of shadow roots. */
+var localization = { "Filter models": "Modelle filtern", "{count} chosen": "{count} gewählt", "base": "Basis",
+    "Back to the start (Home)": "Zum Anfang (Pos1)", "beyond the models": "jenseits der Modelle" };
+function getTranslation(text) { return localization[text]; }
+
 function updateInput(target) { target.dispatchEvent(new Event("input", { bubbles: true })); }
 
 function randomId() { return `task(${Math.random().toString(36).slice(2)})`; }

@@ -117,12 +117,24 @@ class Host:
         for function in self.webui.script_callbacks.callbacks["on_ui_tabs"]:
             tabs += function()
         with gr.Blocks(analytics_enabled=False, title="web UI") as demo:
-            gr.Textbox("", label="Checkpoint", max_lines=1, elem_id="setting_sd_model_checkpoint")
+            self.checkpoint()
             with gr.Tabs(elem_id="tabs"):
                 for blocks, label, name in tabs:
                     with gr.TabItem(label, id=name, elem_id=f"tab_{name}"):
                         blocks.render()
         return demo
+
+    def checkpoint(self) -> None:
+        """The checkpoint at the top: A1111's field, which its script fills, or Forge's list, known to its own module."""
+        if gr.__version__.startswith("3."):
+            gr.Textbox("", label="Checkpoint", max_lines=1, elem_id="setting_sd_model_checkpoint")
+            return
+        sys.modules["modules_forge"] = ModuleType("modules_forge")
+        sys.modules["modules_forge.main_entry"] = sys.modules["modules_forge"].main_entry = entry = SimpleNamespace()
+        entry.ui_checkpoint = gr.Dropdown([], label="Checkpoint", elem_id="forge_checkpoint")
+        refresh = gr.Button("Refresh", elem_id="forge_refresh_checkpoint")
+        for component in (entry.ui_checkpoint, refresh):
+            self.webui.script_callbacks.call("on_after_component", component, elem_id=component.elem_id)
 
     def generation(self, place: str) -> Any:
         door, animation = self.scripts
@@ -203,6 +215,23 @@ class Host:
     def base(self) -> None:
         self.webui.load_base()
 
+    def infotext(self) -> list[Any]:
+        """What the API makes of an infotext, on a page that was built before there was a hyper-model."""
+        hidden = self.webui.hypers.rename(self.folder / "hidden")
+        try:
+            with gr.Blocks():
+                components, fields = self.webui.ext("accordion").build("txt2img")
+        finally:
+            hidden.rename(self.webui.hypers)
+        asked = {"Steps": "20", "Hyper-Merge": "y.hyper.safetensors", "Hyper-Merge at": "0.5, -0.25"}
+        found = []
+        for component, value in fields:
+            given, kind = value(asked), type(component.value)
+            if isinstance(given, dict) and given.get("__type__") == "generic_update":
+                given = given.get("value")
+            found.append(None if kind is type(None) or given is None else kind(given))
+        return found
+
     def progress(self, task: str) -> dict[str, Any]:
         state, active = self.webui.shared.state, task == self.tasks.now
         share = state.sampling_step / state.sampling_steps if active and state.sampling_steps else 0
@@ -223,7 +252,7 @@ def serve(host: Host, demo: Any) -> str:
         server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, allowed_paths=[str(ROOT)], show_api=False
     )
     lock = host.webui.call_queue.queue_lock
-    calls = {name: getattr(host, name) for name in ("held", "other", "base", "reload")}
+    calls = {name: getattr(host, name) for name in ("held", "other", "base", "reload", "infotext")}
     calls |= {"hold": lock.acquire, "release": lock.release}
 
     def progress(asked: dict = Body(...)) -> dict:

@@ -223,12 +223,51 @@ def test_another_base_is_refused_and_the_right_one_offered(page, screenshot):
         page.until(lambda: page.held()["at"] is not None)
         assert page.held()["at"] == [0.3, 0] and page.held()["exact"]
         page.until(lambda: not offer.is_visible())
-        top = page.page.locator("#setting_sd_model_checkpoint").locator("textarea, input").first
-        assert top.input_value().startswith("x base.safetensors")
+        top = page.page.locator("#setting_sd_model_checkpoint, #forge_checkpoint").locator("textarea, input").first
+        page.until(lambda: top.input_value().startswith("x base.safetensors"))
         page.enable("txt2img")
         page.until(lambda: page.held()["at"] is None)
     finally:
         page.test("base")
+
+
+def test_a_base_that_is_written_now_is_in_the_list_at_the_top(page):
+    page.page.locator("#hyper_merge_txt2img > .label-wrap").click()
+    made = page.folder / "models" / "Stable-diffusion" / "later base.safetensors"
+    hypers = page.folder / "models" / "hyper_merge"
+    (hypers / "later.hyper.safetensors").write_bytes((hypers / HYPER).read_bytes())
+    try:
+        page.press("txt2img", "refresh")
+        page.choose("txt2img", "hyper", "later")
+        page.test("other")
+        page.enable("txt2img")
+        page.find("txt2img", "load_base").click()
+        top = page.page.locator("#setting_sd_model_checkpoint, #forge_checkpoint").locator("textarea, input").first
+        page.until(lambda: top.input_value().startswith("later base.safetensors"))
+        page.enable("txt2img")
+        page.until(lambda: page.held()["at"] is None)
+    finally:
+        page.test("base")
+        (hypers / "later.hyper.safetensors").unlink()
+        made.unlink()
+
+
+def test_pad_and_list_speak_the_hosts_language(page):
+    page.tab("Hyper-Merge")
+    search = page.find("tab", "picker").locator("input[type=search]")
+    assert search.get_attribute("placeholder") == "Modelle filtern"
+    assert page.find("tab", "picker").locator(".count").inner_text() == "0 gewählt"
+    pad = page.find("tab", "pad")
+    pad.locator(".goto option:checked", has_text="Basis").wait_for(state="attached")
+    assert pad.locator(".reset").get_attribute("title") == "Zum Anfang (Pos1)"
+    assert pad.locator(".goto").get_attribute("title") == "Take the multipliers of a model"  # has no translation
+
+
+def test_an_infotext_for_a_page_that_was_built_without_hyper_models(page, server):
+    enabled, hyper, *point = page.test("infotext")[:4]
+    assert [enabled, *point] == [True, 0.5, -0.25]
+    # Forge's API does not get as far as this: it fails at every infotext.
+    assert hyper == ("y.hyper.safetensors" if server.version.startswith("3.") else None)
 
 
 def test_a_file_that_came_after_the_page_was_made_is_in_its_list(browser, server):

@@ -13,6 +13,6 @@ def __getattr__(name: str) -> Any:
     return lambda function, **more: callbacks[name].append(function)
 
 
-def call(name: str, *values: Any) -> None:
+def call(name: str, *values: Any, **named: Any) -> None:
     for function in callbacks[name]:
-        function(*values)
+        function(*values, **named)

@@ -41,6 +41,10 @@ def list_models() -> None:
             checkpoint_aliases.update(dict.fromkeys([info.title, info.name, info.shorthash], info))
 
 
+def checkpoint_tiles(use_short: bool = False) -> list[str]:
+    return [info.name_for_extra if use_short else info.name for info in checkpoints_list.values()]
+
+
 class Model(torch.nn.Module):
     """As the host builds an SD1.5."""
 
