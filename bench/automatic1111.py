@@ -1,6 +1,6 @@
 """What the extension costs inside the real A1111 and Forge: a move of λ, κ, its memory, and its share of the start.
 
-    A1111_DIR=… A1111_PYTHON=… FORGE_DIR=… FORGE_PYTHON=… python bench/webui.py [--folder FOLDER] [--rounds 7] [--quick]
+    A1111_DIR=… A1111_PYTHON=… FORGE_DIR=… FORGE_PYTHON=… python bench/automatic1111.py [--folder FOLDER] [--rounds 7] [--quick]
 
 Three random fine-tunes of true SD1.5 size (6.4 GB) and the hyper-model that the host solves of them with the first as
 its base (3.9 GB) are kept in FOLDER; --quick takes a network of a quarter, most of it VAE and text encoder.  A move is a
