@@ -5,7 +5,7 @@
 Every ratio comes from runs that took turns (who begins changes from round to round), the medians divided; seconds are
 those of whole processes, start included.  "Cold" files were dropped from the page cache, and that was checked.  The
 raw figures beside are what raw_io.c gets for the same bytes.  The table goes to stdout and build/bench/results.md.
---sdxl measures three checkpoints of SDXL's size instead, in one round (41 GB of disk), the memory above all.
+--sdxl measures three checkpoints of SDXL's size instead, in one round (49 GB of disk), the memory above all.
 """
 
 from __future__ import annotations
@@ -178,6 +178,8 @@ class Bench:
             return self.read(CACHED if warm else DIRECT, parts)
 
         how = "warm, against two pread threads" if warm else "cold, against a direct read"
+        if not warm:
+            raw()  # of files that were just made, some disks take several times as long at the first time
         say(f"compare, {how}: ours | raw")
         self.ratio(
             f"`compare`, {len(files)} checkpoints, {how}",

@@ -171,7 +171,10 @@ def reload_ui(host: Host, page: Any) -> None:
     """Settings → Reload UI; until the server is there again."""
     count = host.server.said().count("Startup time:")
     page.tab("Settings")
-    page.page.locator("#settings_restart_gradio").click()
+    button = page.page.locator("#settings_restart_gradio")
+    while "Reloading" not in page.page.locator("body").inner_text():
+        button.click(timeout=30_000)  # does nothing before Gradio has hung its event on it
+        page.page.wait_for_timeout(500)
     host.until(lambda: host.server.said().count("Startup time:") > count, 120)
 
     def answers() -> bool:

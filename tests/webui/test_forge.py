@@ -7,7 +7,7 @@ import pytest
 pytest.register_assert_rewrite("webui.host_cases", "webui.host_more", "webui.host_pages")
 
 from webui.host_cases import Cases, bare_start, started  # noqa: E402  after they are known as tests
-from webui.host_more import More, half_start  # noqa: E402
+from webui.host_more import More, Reload, half_start  # noqa: E402
 from webui.host_pages import Pages  # noqa: E402
 
 
@@ -33,4 +33,8 @@ class TestMore(More):
 
 
 class TestPages(Pages):
+    pass
+
+
+class TestReload(Reload):
     pass
