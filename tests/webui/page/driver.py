@@ -7,6 +7,8 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+from playwright.sync_api import Error
+
 HARMLESS = ("ERR_FAILED", "preload CSS", "404 (Not Found)", "manifest.json", "iframeResizer")
 """What the page says of fonts and libraries from afar, which are not fetched here."""
 
@@ -91,14 +93,19 @@ class Page:
         """In a list that opens; what it holds may still be on its way."""
         option = self.page.locator("ul.options li", has_text=text).first
 
-        def opened() -> bool:
+        def chosen() -> bool:
             self.page.keyboard.press("Escape")
             self.find(place, name).locator("input").blur()
             self.find(place, name).locator("input").click()
-            return option.is_visible()
+            if not option.is_visible():
+                return False
+            try:
+                option.click(timeout=3000)
+            except Error:  # a new list came from the server while this one was opening
+                return False
+            return True
 
-        self.until(opened)
-        option.click()
+        self.until(chosen)
 
     def generate(self) -> None:
         self.page.locator("#txt2img_generate").first.click()
