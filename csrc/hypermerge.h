@@ -278,7 +278,7 @@ typedef struct hm_live hm_live;
 typedef struct hm_live_options {
     bool in_memory;     /* copy base and directions into memory: a blend then goes at the speed of memory; else they are read
                          * from the files at every call, through buffers of less than 64 MiB whatever hm_job says (the page
-                         * cache keeps them; several times slower) */
+                         * cache keeps them where it has room; several times slower) */
     bool keep_original; /* keep a copy of targets that do not hold cast(W̃), so that restore can bring them back; without it
                          * such a target is HM_ERR_MISMATCH, because the first hm_live_set would destroy it */
     bool partial;       /* after binding, leave a target alone whose `data` is NULL at a call: the host has moved it to another

@@ -1,4 +1,6 @@
-"""More of what must hold in both real hosts: other checkpoints amid a job, the animation script, half precision."""
+"""More of what must hold in both real hosts: other checkpoints amid a job, the animation script, Reload UI, half
+precision.
+"""
 
 from __future__ import annotations
 

@@ -110,6 +110,11 @@ class Page:
     def generate(self) -> None:
         self.page.locator("#txt2img_generate").first.click()
 
+    def shows_checkpoint(self, name: str) -> None:
+        """Waits until it is the one at the top of the page."""
+        top = self.page.locator("#setting_sd_model_checkpoint, #forge_checkpoint").locator("textarea, input").first
+        self.until(lambda: top.input_value().startswith(name))
+
     def enable(self, place: str) -> None:
         self.find(place, "enabled").locator("input").click()
 

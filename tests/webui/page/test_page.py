@@ -223,8 +223,7 @@ def test_another_base_is_refused_and_the_right_one_offered(page, screenshot):
         page.until(lambda: page.held()["at"] is not None)
         assert page.held()["at"] == [0.3, 0] and page.held()["exact"]
         page.until(lambda: not offer.is_visible())
-        top = page.page.locator("#setting_sd_model_checkpoint, #forge_checkpoint").locator("textarea, input").first
-        page.until(lambda: top.input_value().startswith("x base.safetensors"))
+        page.shows_checkpoint("x base.safetensors")
         page.enable("txt2img")
         page.until(lambda: page.held()["at"] is None)
     finally:
@@ -242,8 +241,7 @@ def test_a_base_that_is_written_now_is_in_the_list_at_the_top(page):
         page.test("other")
         page.enable("txt2img")
         page.find("txt2img", "load_base").click()
-        top = page.page.locator("#setting_sd_model_checkpoint, #forge_checkpoint").locator("textarea, input").first
-        page.until(lambda: top.input_value().startswith("later base.safetensors"))
+        page.shows_checkpoint("later base.safetensors")
         page.enable("txt2img")
         page.until(lambda: page.held()["at"] is None)
     finally:
