@@ -1,11 +1,16 @@
 """What the extension costs inside the real A1111 and Forge: a move of λ, κ, its memory, and its share of the start.
 
-    A1111_DIR=… A1111_PYTHON=… FORGE_DIR=… FORGE_PYTHON=… python bench/automatic1111.py [--folder FOLDER] [--rounds 7] [--quick]
+    A1111_DIR=… A1111_PYTHON=… FORGE_DIR=… FORGE_PYTHON=… python bench/automatic1111.py [--folder FOLDER] [--rounds 7]
+        [--host a1111] [--half] [--supermerger FOLDER] [--quick]
 
 Three random fine-tunes of true SD1.5 size (6.4 GB) and the hyper-model that the host solves of them with the first as
 its base (3.9 GB) are kept in FOLDER; --quick takes a network of a quarter, most of it VAE and text encoder.  A move is a
-request to the API until the weights are written.  A full load is what other merging extensions do at each change: a new
-model made of the checkpoint's configuration, its weights read from the file.
+request to the API until the weights are written.  A full load is the last step of what other merging extensions do at
+each change: a new model made of the checkpoint's configuration, its weights read from the file.
+
+With --supermerger, a checkout of that extension (of revision c60e6f3: the one after it fails for SD1.5) whose requirements
+the host's Python has, such a change is measured whole: its triple sum of the same three checkpoints, then its loading of the
+result, by its own functions and its defaults.
 """
 
 from __future__ import annotations
@@ -57,17 +62,50 @@ def load():
 
 script_callbacks.on_app_started(lambda demo, app: app.add_api_route("/bench/load", load, methods=["POST"]))
 '''
+# As SuperMerger's button "Merge!": its merge, then its loader; all but models and weights as when its page opens.
+MERGING = '''
+import time
+
+import torch
+from modules import call_queue, script_callbacks, sd_models
+
+
+def merge(body: dict):
+    """Seconds of SuperMerger's triple sum of body["models"], three names, by body["weights"], two numbers, until it is loaded."""
+    from scripts.mergers import mergers
+
+    a, b, c = body["models"]
+    with call_queue.queue_lock, torch.no_grad():
+        begun = time.perf_counter()
+        mergers.cachedealer(True)
+        said, name, _, weights, metadata = mergers.smerge(
+            weights_a="", weights_b="", model_a=a, model_b=b, model_c=c, base_alpha=body["weights"][0],
+            base_beta=body["weights"][1], mode="Triple sum", calcmode="normal", useblocks=False, custom_name="",
+            save_sets=[], id_sets=[], wpresets=False, deep="", fine="", bake_in_vae="None", opt_value=0.3, inex="Off",
+            ex_blocks=[], ex_elems="", deepprint=False,
+            lucks={"on": False, "mode": [], "set": [], "upp": "1", "low": "0", "uppd": "1", "lowd": "0", "seed": 0, "num": 1,
+                   "cust": "", "round": 3},
+        )
+        if said:
+            raise RuntimeError(said)
+        mergers.model_loader(sd_models.get_closet_checkpoint_match(a), weights, metadata, name)
+        mergers.cachedealer(False)
+        return time.perf_counter() - begun
+
+
+script_callbacks.on_app_started(lambda demo, app: app.add_api_route("/bench/merge", merge, methods=["POST"]))
+'''
 IMPORTS = ("import", "paths", "initialize", "launcher", "startup", "environment")
 """Records of the host's profile that have nothing to do with extensions."""
 
 
 @contextlib.contextmanager
-def running(kind: str, data: Path) -> Iterator[WebUI]:
-    """A host with what lies in `data`."""
+def running(kind: str, data: Path, half: bool = False) -> Iterator[WebUI]:
+    """A host with what lies in `data`; half: in half precision, as far as it goes there."""
     import hypermerge_ext
 
     folder, python = os.environ[f"{kind.upper()}_DIR"], os.environ[f"{kind.upper()}_PYTHON"]
-    host = WebUI(kind, folder, python, data, Path(hypermerge_ext.__file__).parent)
+    host = WebUI(kind, folder, python, data, Path(hypermerge_ext.__file__).parent, half=half)
     try:
         yield host
     finally:
@@ -87,15 +125,21 @@ def job(host: WebUI, route: str, **body: Any) -> Any:
     return task["result"]
 
 
-def moves(kind: str, data: Path, rounds: int) -> dict[str, Any]:
-    """Seconds of loads and moves, bytes of memory that a live blend takes."""
-    loading = data / "extensions" / "bench" / "scripts" / "bench_loading.py"
-    loading.parent.mkdir(parents=True, exist_ok=True)
-    loading.write_text(LOADING, encoding="utf-8")
-    shutil.rmtree(data / "extensions" / "hyper-merge", ignore_errors=True)
+def moves(kind: str, data: Path, rounds: int, half: bool, supermerger: Path | None) -> dict[str, Any]:
+    """Seconds of loads, of moves and of SuperMerger's merges, bytes of memory that a live blend takes."""
+    extensions = data / "extensions"
+    shutil.rmtree(extensions, ignore_errors=True)
+    (data / "config.json").unlink(missing_ok=True)  # what a run of the other precision chose
     install(data)
-    rng, found = random.Random(1), {"load": [], "file": [], "memory": []}
-    with running(kind, data) as host:
+    scripts = extensions / "bench" / "scripts"
+    scripts.mkdir(parents=True)
+    (scripts / "bench_loading.py").write_text(LOADING, encoding="utf-8")
+    if supermerger:
+        shutil.copytree(supermerger, extensions / "supermerger", ignore=shutil.ignore_patterns(".git"))
+        (scripts / "bench_merging.py").write_text(MERGING, encoding="utf-8")
+    rng = random.Random(1)
+    found: dict[str, Any] = {"load": [], "merge": []}
+    with running(kind, data, half) as host:
         models = sorted(path.name for path in (data / "models" / "Stable-diffusion").glob("model-*.safetensors"))
         hyper = job(host, "solve", models=models, base=models[0], name="bench")["name"]
         job(host, "load-base", name=hyper)
@@ -125,6 +169,11 @@ def moves(kind: str, data: Path, rounds: int) -> dict[str, Any]:
         for _ in range(3):
             idle.wait()
             found["load"].append(float(host.request("/bench/load", {})))
+        for turn in range(4 if supermerger else 0):
+            idle.wait()
+            weights = [rng.uniform(0, 0.5), rng.uniform(0, 0.5)]
+            seconds = float(host.request("/bench/merge", {"models": models, "weights": weights}, timeout=900))
+            found["merge"] += [seconds] if turn else []  # the first one hashes the files
     return found
 
 
@@ -181,17 +230,25 @@ def starts(kind: str, folder: Path, rounds: int) -> dict[str, float]:
 
 
 def report(kind: str, found: dict[str, Any]) -> None:
-    load = statistics.median(found["load"])
-    spread = f"{min(found['load']):.1f} … {max(found['load']):.1f}"
-    print(f"\n{kind}: one move, medians; a full load takes {load:.1f} s ({spread}); {found['idle']}")
-    print("| directions | seconds | least … most | first move | load / move | memory held | peak |")
-    print("|---|---|---|---|---|---|---|")
+    print(f"\n{kind}: one move, medians; a full load takes {span(found['load'])}; {found['idle']}")
+    merged = bool(found["merge"])
+    if merged:
+        print(f"SuperMerger's triple sum of three checkpoints and its loading: {span(found['merge'])}")
+    more = " SuperMerger / move |" if merged else ""
+    print(f"| directions | seconds | least … most | first move | load / move |{more} memory held | peak |")
+    print("|---|---|---|---|---|---|---|" + "---|" * merged)
     for where in ("file", "memory"):
         move = statistics.median(found[where])
+        more = f" {statistics.median(found['merge']) / move:.0f} × |" if merged else ""
         print(
             f"| {where} | {move:.2f} | {min(found[where]):.2f} … {max(found[where]):.2f} | {found[f'{where} first']:.1f} "
-            f"| {load / move:.0f} × | {found[f'{where} held'] / MIB:.0f} MiB | {found[f'{where} peak'] / MIB:.0f} MiB |"
+            f"| {statistics.median(found['load']) / move:.0f} × |{more} {found[f'{where} held'] / MIB:.0f} MiB "
+            f"| {found[f'{where} peak'] / MIB:.0f} MiB |"
         )
+
+
+def span(seconds: list[float]) -> str:
+    return f"{statistics.median(seconds):.1f} s ({min(seconds):.1f} … {max(seconds):.1f})"
 
 
 def main() -> None:
@@ -200,6 +257,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--starts", type=int, default=3, help="with and without the extension each; 0 leaves them out")
     parser.add_argument("--host", choices=KINDS, action="append")
+    parser.add_argument("--half", action="store_true", help="weights of half precision, where the host has them so")
+    parser.add_argument("--supermerger", type=Path, help="a checkout of SuperMerger, to run beside")
     parser.add_argument("--quick", action="store_true")
     args = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count()))
@@ -213,7 +272,7 @@ def main() -> None:
     if len(list(checkpoints.glob("model-*.safetensors"))) < len(sd15.PLACES):
         sd15.write_family(checkpoints, full=not args.quick)
     for kind in kinds:
-        report(kind, moves(kind, folder, args.rounds))
+        report(kind, moves(kind, folder, args.rounds, args.half, args.supermerger))
         if args.starts:
             took = starts(kind, folder, args.starts)
             print(
