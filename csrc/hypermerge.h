@@ -189,9 +189,10 @@ typedef struct hm_hyper hm_hyper; /* reference counted: a solved or an opened hy
 /* Inputs may be LoRA files (names of kohya, diffusers and PEFT, ComfyUI; ranks may differ; alpha; LoCon; .diff and .diff_b),
  * with HM_BASE_FILE, the checkpoint that they are for: each stands for that base with the LoRA at strength 1.  LoRAs alone also
  * go with HM_BASE_NONE: they are then taken as what they add, tensors have the names of their layers, and no checkpoint can be
- * made.  Tensors for which all inputs are LoRAs are never multiplied out: inner products are those of the factors, and what
- * hm_hyper_save stores are the factors of all inputs side by side, where that is smaller than the numbers.  Another suffix
- * (LoHa, LoKr, DoRA …), a layer that the base lacks or has in another shape: HM_ERR_MISMATCH. */
+ * made.  Tensors for which all inputs are LoRAs are never multiplied out (but by the search for hyper-LoRAs, some at a time):
+ * inner products are those of the factors, and what hm_hyper_save stores are the factors of all inputs side by side, where that
+ * is smaller than the numbers.  Another suffix (LoHa, LoKr, DoRA …), a layer that the base lacks (but for selection.common) or
+ * has in another shape: HM_ERR_MISMATCH. */
 /* Measures the Gram matrix (one read of every input) and finds the directions.  Nothing is written; the result keeps
  * the sources and knows its multipliers, residuals and loss: hm_hyper_document.
  * HM_ERR_MISMATCH for inputs that do not go together or that hold NaN or Inf. */

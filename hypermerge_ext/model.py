@@ -208,7 +208,9 @@ class HyperModel:
         core = self._file()
         after = names_after(axis_names(json.loads(core.document())), names)
         flipped = flips(flip, self.directions)
-        in_place = path is None or (self._path is not None and os.path.exists(path) and os.path.samefile(path, self._path))
+        in_place = path is None or (
+            self._path is not None and os.path.exists(path) and os.path.samefile(path, self._path)
+        )
         core.rename(path, after, flipped, force, job(memory_budget, threads, progress, self.statistics))
         if in_place and self._path is not None:
             self._core, self._saved, self._document = _core.open_hyper(self._path, self._folders), None, None
@@ -246,7 +248,11 @@ class HyperModel:
             raise ArgumentError("give either a direction or multipliers (at)")
         if direction is not None and not 1 <= direction <= self.directions:
             raise ArgumentError(f"direction {direction}: there are {self.directions}")
-        values = self._multipliers(at, "at") if at is not None else [float(k + 1 == direction) for k in range(self.directions)]
+        values = (
+            self._multipliers(at, "at")
+            if at is not None
+            else [float(k + 1 == direction) for k in range(self.directions)]
+        )
         self._look_again()
         return loras.write(
             self._file(), values, path, rank=rank, error=error, size=size, dtype=dtype, format=format, whole=whole, force=force,
@@ -276,7 +282,9 @@ class HyperModel:
         Raises Error; ArgumentError for a hyper-model without a base.
         """
         if self.base["kind"] == "none":
-            raise ArgumentError("this hyper-model has no base, so there is no model on which LoRAs could be its sliders")
+            raise ArgumentError(
+                "this hyper-model has no base, so there is no model on which LoRAs could be its sliders"
+            )
         files, base, text = loras.pack_paths(path, self.directions)
         loras.check_pack([base, *files], text, self._path, force)
         limits = {"memory_budget": memory_budget, "threads": threads, "progress": progress}
@@ -425,13 +433,15 @@ def solve(
     directions: K; None = 2, or fewer where the models span less.
     method: "exact", or "als", the alternating updates of the original hyper-merge.
     weights: one number > 0 per model.  include, exclude: globs (fnmatchcase) on tensor names.
-    common: merge what all models share instead of refusing.  allow_nonfinite: copy tensors that hold NaN or Inf.
+    common: merge what all models share, and leave out layers of LoRAs that the base lacks, instead of refusing.
+    allow_nonfinite: copy tensors that hold NaN or Inf.
     carrier: index of the model that gives the tensors which are not merged (a base model does so itself).
     dtype: "fp16", "bf16" or "fp32" for the merged tensors when saved.  names: what to call state dicts.
     hash: also record each file's sha256, which reads it once more.
     rank: hyper-LoRAs: direction k is of rank[k] at most in every tensor (norms and biases stay whole), and there are as many
     as ranks.  Found by passes over the models until the loss hardly falls: one direction after the other, each in what those
-    before it leave, then all of them together; so the loss is no worse than deflation's.  They can be used once saved.
+    before it leave, then all of them together; so the loss is no worse than that of the deflation with which this begins.
+    They can be used once saved.
     on_pass: called after each such pass with its number, the loss, and the total; what it raises cancels.
     memory_budget: bytes of buffers, 256 MiB by default.  threads: one per CPU by default.
     Raises Error; MismatchError for models that do not go together; ArgumentError for values that make no sense.

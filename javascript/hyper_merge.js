@@ -19,10 +19,12 @@
     const field = (place, name) => find(place, name)?.querySelector(FIELD);
     const theme = () => (document.body.classList.contains("dark") ? "dark" : "light");
 
-    function press(place, name) {
+    function button(place, name) {
         const found = find(place, name);
-        (found?.matches("button") ? found : found?.querySelector("button"))?.click();
+        return found?.matches("button") ? found : found?.querySelector("button");
     }
+
+    const press = (place, name) => button(place, name)?.click();
 
     function read(place, name) {
         const input = field(place, name);
@@ -40,6 +42,11 @@
     /** In the reader's language: the host knows its translations by the English text, as it does for what it finds itself. */
     const translated = (text) => (text && getTranslation(text)) || text;
     const translatedAll = (texts) => Object.fromEntries(Object.entries(texts).map(([key, text]) => [key, translated(text)]));
+
+    /** A button that shows a sign alone says what it does. */
+    function label(button, text) {
+        if (button) button.title = button.ariaLabel = translated(text);
+    }
 
     const numbers = (text) => text.split(/[\s,;]+/).filter(Boolean).map((part) => Number(part) || 0);
     const signed = (value) => (value < 0 ? "−" : "+") + Math.abs(value).toFixed(3);
@@ -189,6 +196,7 @@
         const job = line?.closest(".hyper-merge-job");
         if (!job) return;
         job.classList.add("hyper-merge-busy");
+        job.dataset.task = task;  // for Stop
         requestProgress(task, line, null, () => job.classList.remove("hyper-merge-busy"));
     }
 
@@ -200,6 +208,7 @@
             const key = `${kind} ${place}`;
             if (!views.has(key)) {
                 views.set(key, new KINDS[kind](place));
+                if (kind === "pad") label(button(place, "refresh"), "Look again for hyper-models");
                 press(place, kind === "picker" ? "models_refresh" : "refresh");  // files may be newer than the page
             }
             if (views.get(key).element !== element) views.get(key).mount(element);

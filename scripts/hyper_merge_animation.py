@@ -79,13 +79,14 @@ class HyperMergeAnimation(scripts.Script):
         with_map: bool,
         single: bool,
     ) -> Any:
-        document = jobs.map_document(_hyper(p))
+        hyper = _hyper(p)
+        document = jobs.map_document(hyper)
         if kind == "grid":
             cells = (lam_from, lam_to), (kap_from, kap_to), int(columns), int(rows)
             places, columns, rows = animation.grid(document, *cells)
         else:
             places = animation.path(document, points, int(frames), bool(closed))
-        pictures, done = _pictures(p, places, single)
+        pictures, done = _pictures(p, hyper, places, single)
         if not pictures:
             return processing.Processed(p, [], p.seed, "")
         info = done[0].info
@@ -114,7 +115,7 @@ def _hyper(p: Any) -> str:
     return names[0]
 
 
-def _pictures(p: Any, places: Sequence[Place], single: bool) -> tuple[list[Image.Image], list[Any]]:
+def _pictures(p: Any, hyper: str, places: Sequence[Place], single: bool) -> tuple[list[Image.Image], list[Any]]:
     """One picture for each place, the same but for λ and κ; fewer when a person interrupts."""
     processing.fix_seed(p)
     p.do_not_save_grid, p.do_not_save_samples = True, not single
@@ -127,7 +128,8 @@ def _pictures(p: Any, places: Sequence[Place], single: bool) -> tuple[list[Image
         shared.state.job = f"{number} out of {len(places)}"
         job = copy.copy(p)
         job.extra_generation_params = dict(p.extra_generation_params)
-        job.hyper_merge_axes = {**(getattr(p, "hyper_merge_axes", None) or {}), "lam": lam, "kap": kap}
+        axes = {"hyper": hyper, "lam": lam, "kap": kap}
+        job.hyper_merge_axes = {**(getattr(p, "hyper_merge_axes", None) or {}), **axes}
         found = processing.process_images(job)
         if found.images:
             pictures.append(found.images[0])

@@ -125,7 +125,9 @@ def test_rarer_spellings(base, tmp_path, layer):
     assert hyper.members[0].norm == pytest.approx(np.linalg.norm(factors.up @ factors.down), rel=1e-6)
     hyper.save(tmp_path / "x.hyper.safetensors")
     moved = [name for name in oracle.read(tmp_path / "x.hyper.safetensors").model if name.startswith("hypermerge.")]
-    assert {name.removesuffix(".lora_up").removesuffix(".lora_down") for name in moved} == {f"hypermerge.direction.1.{TO_Q}"}
+    assert {name.removesuffix(".lora_up").removesuffix(".lora_down") for name in moved} == {
+        f"hypermerge.direction.1.{TO_Q}"
+    }
 
 
 def test_all_of_kohyas_names(tmp_path):
@@ -145,7 +147,11 @@ def test_all_of_kohyas_names(tmp_path):
     written = oracle.read(tmp_path / "x.hyper.safetensors").model
     for number, name in enumerate(layers):
         stem = f"hypermerge.direction.1.{name}"
-        whole = written[stem].f64() if stem in written else product(written[stem + ".lora_up"], written[stem + ".lora_down"])
+        whole = (
+            written[stem].f64()
+            if stem in written
+            else product(written[stem + ".lora_up"], written[stem + ".lora_down"])
+        )
         assert (whole == number + 1).all()
 
 
@@ -202,7 +208,7 @@ def test_a_text_encoder_that_keeps_query_key_and_value_in_one(tmp_path, style):
     oracle.write(tmp_path / "l.safetensors", file)
     hyper = hm.solve([tmp_path / "l.safetensors"], tmp_path / "b.safetensors")
     assert hyper.document["family"] == "sdxl"
-    assert hyper.members[0].norm**2 == pytest.approx(sum((w**2).sum() for w in wanted.values()), rel=1e-6)
+    assert hyper.members[0].norm ** 2 == pytest.approx(sum((w**2).sum() for w in wanted.values()), rel=1e-6)
     hyper.save(tmp_path / "x.hyper.safetensors")
     hm.load(tmp_path / "x.hyper.safetensors").merge([1.0], tmp_path / "m.safetensors", dtype="fp32")
     merged = oracle.read(tmp_path / "m.safetensors").model
@@ -212,7 +218,9 @@ def test_a_text_encoder_that_keeps_query_key_and_value_in_one(tmp_path, style):
 
 def test_middle_factors_and_whole_differences(base, tmp_path):
     rng = np.random.default_rng(12)
-    conv = lm.Layer(rng.standard_normal((32, 3, 1, 1)), rng.standard_normal((3, 32, 1, 1)), 2.0, rng.standard_normal((3, 3, 3, 3)))
+    conv = lm.Layer(
+        rng.standard_normal((32, 3, 1, 1)), rng.standard_normal((3, 32, 1, 1)), 2.0, rng.standard_normal((3, 3, 3, 3))
+    )
     item = lm.Lora(
         {CONV: conv, TO_Q: lm.layer(rng, (32, 32), 2)},
         {BIAS: rng.standard_normal(32), lm.UNET + "output_blocks.5.2.conv.weight": rng.standard_normal((24, 32, 3, 3))},
@@ -273,7 +281,9 @@ def test_equal_to_checkpoints_that_hold_the_loras(tmp_path):
     first, second = np.array(by_factors.gram), np.array(by_numbers.gram)
     assert np.abs(first - second).max() <= 1e-5 * second.max()
     for a, b in zip(by_factors.members, by_numbers.members):
-        assert np.allclose(a.multipliers, b.multipliers, atol=1e-4) and a.residual == pytest.approx(b.residual, abs=1e-4)
+        assert np.allclose(a.multipliers, b.multipliers, atol=1e-4) and a.residual == pytest.approx(
+            b.residual, abs=1e-4
+        )
     for name, block in by_numbers.blocks.items():
         assert np.allclose(by_factors.blocks[name]["gram"], block["gram"], atol=1e-5 * second.max())
 
@@ -321,7 +331,9 @@ def test_threads_and_budgets_change_no_byte(base, tmp_path):
 
 def test_many_members_are_multiplied_in_groups(base, tmp_path):
     """Ranks of more than one group of 128, and one that is a group by itself."""
-    items = [lm.lora(m, names=[TO_Q, CONV], rank=rank, alpha=None, size=0.05) for m, rank in enumerate((100, 60, 300, 7, 90))]
+    items = [
+        lm.lora(m, names=[TO_Q, CONV], rank=rank, alpha=None, size=0.05) for m, rank in enumerate((100, 60, 300, 7, 90))
+    ]
     paths = [lm.write(tmp_path / f"l{m}.safetensors", item, dtype="F32") for m, item in enumerate(items)]
     check(hm.solve(paths, base, directions=3), oracle.solve(rows(items), zero(), 3), 2e-6)
 
@@ -357,7 +369,7 @@ def expanded(items: list[lm.Lora]) -> hl.Differences:
 @pytest.mark.parametrize("ranks", [(5, 3), (2, 6), (4,)])
 @pytest.mark.parametrize("with_base", [True, False])
 def test_hyper_loras_of_loras(base, tmp_path, cli, with_base, ranks):
-    """Found without multiplying the family out: what NumPy finds that does, no worse than deflation, and exact as LoRAs."""
+    """As NumPy finds them in the family multiplied out, no worse than deflation, and exact as LoRAs."""
     paths, items = family(tmp_path, 4)
     found, whole = expanded(items), hl.wholes([{name: np.empty(lm.SHAPES[name]) for name in lm.LAYERS}])
     path = tmp_path / "x.hyper.safetensors"
@@ -381,7 +393,9 @@ def test_hyper_loras_of_loras(base, tmp_path, cli, with_base, ranks):
     assert loaded.lora(tmp_path / "o.safetensors", at=at, rank=sum(ranks), dtype="fp32")["relative_error"] < 1e-6
 
 
-@pytest.mark.parametrize("layer", ["lora_unet_double_blocks_0_img_attn_qkv", "diffusion_model.double_blocks.0.img_attn.qkv"])
+@pytest.mark.parametrize(
+    "layer", ["lora_unet_double_blocks_0_img_attn_qkv", "diffusion_model.double_blocks.0.img_attn.qkv"]
+)
 @pytest.mark.parametrize("prefix", ["", lm.UNET])
 def test_networks_that_trainers_call_by_their_own_names(tmp_path, layer, prefix):
     """Flux, of which a file often holds the denoiser alone, without a prefix."""
@@ -389,14 +403,19 @@ def test_networks_that_trainers_call_by_their_own_names(tmp_path, layer, prefix)
     shapes = {name: (24, 8), f"{prefix}img_in.weight": (8, 64), f"{prefix}single_blocks.0.linear1.weight": (8, 8)}
     oracle.write(tmp_path / "b.safetensors", {n: tensor(rng.standard_normal(s), "BF16") for n, s in shapes.items()})
     factors = lm.layer(rng, (24, 8), 2)
-    file = {f"{layer}.lora_up.weight": tensor(factors.up, "F32"), f"{layer}.lora_down.weight": tensor(factors.down, "F32")}
+    file = {
+        f"{layer}.lora_up.weight": tensor(factors.up, "F32"),
+        f"{layer}.lora_down.weight": tensor(factors.down, "F32"),
+    }
     oracle.write(tmp_path / "l.safetensors", file)
     hyper = hm.solve([tmp_path / "l.safetensors"], tmp_path / "b.safetensors")
     assert hyper.document["family"] == "flux"
     hyper.save(tmp_path / "x.hyper.safetensors")
     written = oracle.read(tmp_path / "x.hyper.safetensors").model
     stem = f"hypermerge.direction.1.{name}"
-    whole = written[stem].f64() if stem in written else product(written[stem + ".lora_up"], written[stem + ".lora_down"])
+    whole = (
+        written[stem].f64() if stem in written else product(written[stem + ".lora_up"], written[stem + ".lora_down"])
+    )
     assert np.abs(whole - factors.up.astype(float) @ factors.down).max() <= 1e-2 * np.abs(whole).max()
 
 
@@ -426,7 +445,9 @@ def test_directions_are_factors_where_these_are_smaller(base, tmp_path, dtype):
         rank = file[name].shape[0]
         assert up.shape[1] == rank
     stored, norms = directions(tmp_path / "x.hyper.safetensors", 3), np.linalg.norm(rows(items), axis=1)
-    assert np.linalg.norm(stored - expected.directions) <= (1e-6 if dtype else 1e-3) * np.linalg.norm(expected.directions)
+    assert np.linalg.norm(stored - expected.directions) <= (1e-6 if dtype else 1e-3) * np.linalg.norm(
+        expected.directions
+    )
     left = np.linalg.norm(rows(items) - expected.multipliers @ stored, axis=1) / norms
     for member, error in zip(hm.load(tmp_path / "x.hyper.safetensors").members, left):
         assert member.residual_stored == pytest.approx(error, rel=0.02, abs=3e-6)
@@ -484,6 +505,23 @@ def test_projecting(base, tmp_path):
             assert found.norm == pytest.approx(np.linalg.norm(change), rel=1e-5)
 
 
+@pytest.mark.parametrize("options", [{"directions": 2}, {"rank": [3, 2]}])
+@pytest.mark.parametrize("with_base", [True, False])
+def test_projecting_a_lora_of_few_layers(base, tmp_path, with_base, options):
+    """Where it has no layer it changes nothing, but the directions do: members lie where they lay."""
+    items = [lm.lora(0), lm.lora(1, names=[TO_Q, CONV]), lm.lora(2, names=[CONV])]
+    paths = [lm.write(tmp_path / f"l{m}.safetensors", item) for m, item in enumerate(items)]
+    solved = hm.solve(paths, base if with_base else None, dtype="fp32", **options)
+    solved.save(tmp_path / "x.hyper.safetensors")
+    loaded = hm.load(tmp_path / "x.hyper.safetensors")
+    for path, member in zip(paths, loaded.members):
+        placed = loaded.project(path)
+        np.testing.assert_allclose(placed.multipliers, member.multipliers, atol=1e-5)
+        assert placed.residual == pytest.approx(member.residual, abs=1e-5) and placed.norm == pytest.approx(
+            member.norm, rel=1e-6
+        )
+
+
 def test_a_lora_on_a_hyper_model_of_checkpoints(base, tmp_path):
     """It stands for the base with it: for a mean base too."""
     rng, model = np.random.default_rng(33), lm.base(dtype="F32")
@@ -498,7 +536,9 @@ def test_a_lora_on_a_hyper_model_of_checkpoints(base, tmp_path):
     stored, change = directions(tmp_path / "x.hyper.safetensors", 2), rows([lm.rounded(lm.lora(3))])[0]
     wanted, *_ = np.linalg.lstsq(stored.T, change, rcond=None)
     found = hm.load(tmp_path / "x.hyper.safetensors").project(path)
-    assert np.allclose(found.multipliers, wanted, atol=1e-4) and found.norm == pytest.approx(np.linalg.norm(change), rel=1e-5)
+    assert np.allclose(found.multipliers, wanted, atol=1e-4) and found.norm == pytest.approx(
+        np.linalg.norm(change), rel=1e-5
+    )
 
 
 def test_a_lora_comes_out_exactly_where_its_rank_allows(base, tmp_path):
@@ -534,7 +574,10 @@ def test_a_lora_of_one_lora_is_that_lora(base, tmp_path):
     for name, change in added(tmp_path / "o.safetensors").items():
         assert np.linalg.norm(change - wanted[name]) <= 2e-3 * np.linalg.norm(wanted[name])
     assert report["rank"] == {"least": 4, "most": 4} and report["relative_error"] < 1e-3
-    assert hm.load(tmp_path / "x.hyper.safetensors").lora(tmp_path / "s.safetensors", direction=1, size=60000)["bytes"] <= 60000
+    assert (
+        hm.load(tmp_path / "x.hyper.safetensors").lora(tmp_path / "s.safetensors", direction=1, size=60000)["bytes"]
+        <= 60000
+    )
     hm.solve([tmp_path / "o.safetensors", path], base)  # ours are read too
     assert len(hm.load(tmp_path / "x.hyper.safetensors").slider_pack(tmp_path / "p.safetensors", rank=4)) == 1
 
@@ -572,7 +615,9 @@ def test_comparing_and_recovering_without_a_base(tmp_path):
     stacked = rows(items)
     answer = hm.compare([*paths, paths[0]])
     assert answer["duplicates"] == [["l0", "l0"]]
-    assert np.allclose(np.array(answer["distance"])[:3, :3], np.linalg.norm(stacked[:, None] - stacked[None], axis=2), rtol=1e-5)
+    assert np.allclose(
+        np.array(answer["distance"])[:3, :3], np.linalg.norm(stacked[:, None] - stacked[None], axis=2), rtol=1e-5
+    )
     mixture = lm.Lora({
         name: lm.Layer(np.concatenate([c * a.layers[name].up for c, a in zip((0.7, 0.3), items[::2])], 1),
                        np.concatenate([a.layers[name].down * scale(a, name) for a in items[::2]]))
@@ -609,13 +654,19 @@ def test_layers_that_the_base_lacks_may_be_left_out(base, tmp_path, cli):
     other = lm.write(tmp_path / "o.safetensors", lm.lora(2))
     arguments = ["solve", path, other, "--base", base, "-o", tmp_path / "x.hyper.safetensors", "--json"]
     refused = cli(*arguments)
-    assert refused.returncode == 1 and "has no place in base.safetensors" in refused.stderr
+    assert (
+        refused.returncode == 1
+        and "has no place in base.safetensors" in refused.stderr
+        and "--common" in refused.stderr
+    )
     assert len(refused.stderr.splitlines()) == 1
     done = cli(*arguments, "--common")
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
     [note] = [note for note in document["notes"] if "lacks" in note]
-    assert note.startswith("3 layers of l.safetensors that base.safetensors lacks, left out (the first is lora_te2_text_model")
+    assert note.startswith(
+        "3 layers of l.safetensors that base.safetensors lacks, left out (the first is lora_te2_text_model"
+    )
     wanted = rows([lm.rounded(lm.lora(1, names=[TO_Q, CONV])), lm.rounded(lm.lora(2))])
     assert np.abs(np.array(document["gram"]) - wanted @ wanted.T).max() <= 1e-6 * (wanted**2).sum()
     placed = hm.load(tmp_path / "x.hyper.safetensors").project(path)  # it was solved with --common

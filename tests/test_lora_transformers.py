@@ -4,6 +4,7 @@ multiplies everything out into the rows where it belongs.  Names are written out
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 from pathlib import Path
 
@@ -171,7 +172,11 @@ def test_factor_space_is_the_expanded_solution(tmp_path, family):
 def test_the_names_of_comfyui_and_diffusers_meet(tmp_path):
     """One file has query, key and value as one layer, the other as three: the same LoRA."""
     base(tmp_path / "b.safetensors", "flux")
-    layers = ["transformer_blocks.0.attn.add_q_proj", "transformer_blocks.0.attn.add_k_proj", "transformer_blocks.0.attn.add_v_proj"]
+    layers = [
+        "transformer_blocks.0.attn.add_q_proj",
+        "transformer_blocks.0.attn.add_k_proj",
+        "transformer_blocks.0.attn.add_v_proj",
+    ]
     name = "double_blocks.0.txt_attn.qkv.weight"
     whole = lora(tmp_path / "split.safetensors", "flux", 2, layers=layers)[name]
     left, sigma, right = np.linalg.svd(whole, full_matrices=False)
@@ -204,12 +209,73 @@ def test_rows_that_two_layers_claim_are_refused(tmp_path):
 
 
 def test_rows_that_do_not_fit_are_refused(tmp_path):
-    refused(tmp_path, factors("transformer.transformer_blocks.0.attn.to_k", 3 * WIDE), f"24 × {WIDE}, but .* has 8 × {WIDE}")
+    refused(
+        tmp_path, factors("transformer.transformer_blocks.0.attn.to_k", 3 * WIDE), f"24 × {WIDE}, but .* has 8 × {WIDE}"
+    )
+
+
+def test_a_number_for_one_of_three_rows_is_refused(tmp_path):
+    """A bias of three numbers, of which a difference without any dimension is to be the first."""
+    numbers = {"qkv.weight": (3, WIDE), "qkv.bias": (3,)}
+    held = {
+        lm.UNET + "double_blocks.0.img_attn." + name: tensor(np.zeros(shape), "F32") for name, shape in numbers.items()
+    }
+    oracle.write(tmp_path / "b.safetensors", held)
+    layer = "transformer.transformer_blocks.0.attn.to_q"
+    oracle.write(tmp_path / "l.safetensors", factors(layer, 1) | {layer + ".diff_b": tensor(np.float32(1), "F32")})
+    with pytest.raises(hm.FormatError, match="to_q.diff_b: is a whole difference of a part"):
+        hm.solve([tmp_path / "l.safetensors"], tmp_path / "b.safetensors")
+
+
+def test_factors_of_a_single_number_are_refused(tmp_path):
+    shapes = {"double_blocks.0.img_attn.qkv.weight": (3 * WIDE, WIDE), "double_blocks.0.scale.weight": ()}
+    oracle.write(
+        tmp_path / "b.safetensors", {lm.UNET + name: tensor(np.zeros(shape), "F32") for name, shape in shapes.items()}
+    )
+    oracle.write(tmp_path / "l.safetensors", factors("diffusion_model.double_blocks.0.scale", 1, 1))
+    with pytest.raises(hm.FormatError, match="is a factor, but its layer is a single number"):
+        hm.solve([tmp_path / "l.safetensors"], tmp_path / "b.safetensors")
+
+
+SPELLINGS = [
+    "transformer.transformer_blocks.0.attn.to_q",
+    "transformer_blocks.0.attn.to_q",
+    "base_model.model.transformer_blocks.0.attn.to_q",
+    "lora_transformer_transformer_blocks_0_attn_to_q",
+    "lycoris_transformer_blocks_0_attn_to_q",
+    "lora_unet_double_blocks_0_img_attn_qkv",
+    "diffusion_model.double_blocks.0.img_attn.qkv",
+    "double_blocks.0.img_attn.qkv",
+    "model.diffusion_model.double_blocks.0.img_attn.qkv",
+]
+
+
+def test_without_a_base_names_of_two_kinds_do_not_meet(tmp_path):
+    """They would count as different layers, and the same LoRA twice as two that have nothing in common."""
+    for i, layer in enumerate(SPELLINGS):
+        oracle.write(tmp_path / f"{i}.safetensors", factors(layer, WIDE))
+    for i, j in itertools.combinations(range(len(SPELLINGS)), 2):
+        with pytest.raises(hm.MismatchError, match="names its layers"):
+            hm.solve([tmp_path / f"{i}.safetensors", tmp_path / f"{j}.safetensors"], "none")
+
+
+@pytest.mark.parametrize("layers", [
+    ("lora_unet_double_blocks_0_img_mlp_0", "lora_unet_single_blocks_0_linear1"),
+    ("lora_unet_double_blocks_0_img_mlp_0", "lora_te1_text_model_encoder_layers_0_mlp_fc1"),
+    ("transformer_blocks.0.attn.to_q", "single_transformer_blocks.0.proj_mlp"),
+])  # fmt: skip
+def test_without_a_base_files_may_have_other_layers_of_one_kind(tmp_path, layers):
+    for i, layer in enumerate(layers):
+        oracle.write(tmp_path / f"{i}.safetensors", factors(layer, WIDE))
+    hyper = hm.solve([tmp_path / f"{i}.safetensors" for i in range(2)], "none")
+    assert hyper.directions == 2
 
 
 def test_rows_in_another_order_are_refused(tmp_path):
     """diffusers has scale and shift of the last modulation the other way round."""
-    refused(tmp_path, factors("transformer.norm_out.linear", 2 * WIDE), "its layer transformer.norm_out.linear has no place")
+    refused(
+        tmp_path, factors("transformer.norm_out.linear", 2 * WIDE), "its layer transformer.norm_out.linear has no place"
+    )
 
 
 @pytest.mark.parametrize(("family", "double", "single"), [("flux", 19, 38), ("sd3", 24, 0)])
@@ -231,6 +297,8 @@ def test_the_attention_layers_of_the_whole_network(tmp_path, family, double, sin
     oracle.write(tmp_path / "l.safetensors", file)
     hyper = hm.solve([tmp_path / "l.safetensors"], tmp_path / "b.safetensors")
     squares = [
-        np.sum((up.f64() @ file[name.replace("lora_B", "lora_A")].f64()) ** 2) for name, up in file.items() if "lora_B" in name
+        np.sum((up.f64() @ file[name.replace("lora_B", "lora_A")].f64()) ** 2)
+        for name, up in file.items()
+        if "lora_B" in name
     ]
     assert hyper.members[0].norm ** 2 == pytest.approx(sum(squares), rel=1e-5)

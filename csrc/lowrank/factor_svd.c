@@ -57,8 +57,9 @@ static hm_status read_row(const hm_factor_matrix *m, const hm_difference *differ
     double c;
     uint32_t index;
     size_t rank = (size_t)row_tensor(difference, r, t, &c, &index)->rank;
-    float *up = hm_alloc(rank * (m->rows + m->columns), sizeof *up), *down = up + rank * m->rows;
+    float *up = hm_alloc(rank * (m->rows + m->columns), sizeof *up);
     if (up == NULL) return hm_fail_memory(err, "factors");
+    float *down = up + rank * m->rows;
     hm_status status = hm_product_read(up, down, difference->dense.rows[r].source, index, err);
     for (size_t i = 0; status == HM_OK && i < m->rows; i++)
         for (size_t k = 0; k < rank; k++) m->up[i * m->rank + at + k] = c * (double)up[i * rank + k];
@@ -224,8 +225,9 @@ hm_status hm_factor_rest(double *out, const hm_blas *blas, const hm_factor_matri
                          hm_error *err)
 {
     size_t n = m->rank, r = low_rank->rank, rows = low_rank->rows, columns = low_rank->columns, most = n > r ? n : r;
-    double *up = hm_alloc(r * (rows + columns) + 2 * most * r, sizeof *up), *down = up + r * rows, *room = down + r * columns;
+    double *up = hm_alloc(r * (rows + columns) + 2 * most * r, sizeof *up);
     if (up == NULL) return hm_fail_memory(err, "a decomposition");
+    double *down = up + r * rows, *room = down + r * columns;
     for (size_t i = 0; i < r * rows; i++) up[i] = (double)low_rank->up[i];
     for (size_t i = 0; i < r * columns; i++) down[i] = (double)low_rank->down[i];
     double both = inner(blas, m->up + first * n, m->down, n, up, down, r, rows, columns, room);

@@ -97,8 +97,9 @@ static hm_status read_down(float *down, const hm_source *source, const hm_factor
     const hm_tensor_info *stored = &source->stored[pair->down];
     if (pair->mid == HM_ABSENT) return hm_factor_read(down, source, stored, err);
     const hm_tensor_info *mid = &source->stored[pair->mid];
-    float *numbers = hm_alloc((size_t)(stored->elements + mid->elements), sizeof *numbers), *small = numbers + mid->elements;
+    float *numbers = hm_alloc((size_t)(stored->elements + mid->elements), sizeof *numbers);
     if (numbers == NULL) return hm_fail_memory(err, "a factor");
+    float *small = numbers + mid->elements;
     hm_status status = hm_factor_read(numbers, source, mid, err);
     if (status == HM_OK) status = hm_factor_read(small, source, stored, err);
     if (status == HM_OK) join_mid(down, numbers, small, mid, (size_t)(stored->elements / stored->shape[0]));

@@ -109,7 +109,7 @@ static hm_status improve_loras(hm_hyper_search *s, size_t only, hm_error *err)
                                .normal = normal,
                                .dense = &dense,
                                .combine = combine,
-                               .pass = s->steps++,
+                               .pass = s->passes,
                                .only = only};
     hm_job job = next_job(s);
     hm_status status = hm_hyper_lora_improve(&step, &job, err);
@@ -254,8 +254,9 @@ static hm_status make_pass(hm_hyper_search *s, size_t only, double *loss, hm_err
 static hm_status begin_direction(hm_hyper_search *s, size_t k, hm_error *err)
 {
     size_t members = s->members, directions = s->directions;
-    double *rest = hm_alloc(2 * members * members + members, sizeof *rest), *vectors = rest + members * members;
+    double *rest = hm_alloc(2 * members * members + members, sizeof *rest);
     if (rest == NULL) return hm_fail_memory(err, "the Gram matrix");
+    double *vectors = rest + members * members;
     for (size_t m = 0; m < members; m++)
         for (size_t n = 0; n < members; n++) {
             const double *cm = s->multipliers + m * directions, *cn = s->multipliers + n * directions;

@@ -1,4 +1,4 @@
-/* Between the alternation (hyper_lora.c) and what is told of its result (hyper_lora_result.c). */
+/* Between the search (hyper_lora.c) and what is told of its result (hyper_lora_result.c). */
 #ifndef HM_LOWRANK_HYPER_LORA_SEARCH_H
 #define HM_LOWRANK_HYPER_LORA_SEARCH_H
 
@@ -23,7 +23,7 @@ typedef struct hm_hyper_search {
     double *previous;
     double *along;         /* b [M × K] */
     hm_gram_result grams;  /* of the last measurement: rows M + K */
-    size_t steps, passes;  /* over the inputs for LoRAs; those that replaced some */
+    size_t passes;         /* made so far */
     hm_job *job;
 } hm_hyper_search;
 

@@ -158,8 +158,9 @@ static hm_status load_member(const struct factors *f, struct buffers *buffers, c
     size_t count = rank * (list->rows + list->columns);
     uint32_t index;
     hm_source *source = spec->rows[list->row[m]].source;
-    float *numbers = room(buffers, ONE_MEMBER, count * sizeof *numbers), *down = numbers + rank * list->rows;
+    float *numbers = room(buffers, ONE_MEMBER, count * sizeof *numbers);
     if (numbers == NULL) return hm_fail_memory(err, "factors");
+    float *down = numbers + rank * list->rows;
     row_tensor(spec, list->row[m], t, &index);
     hm_status status = hm_product_read(numbers, down, source, index, err);
     for (size_t i = 0; status == HM_OK && *finite && i < count; i += HM_KERNEL_COLUMNS) {
@@ -217,8 +218,9 @@ static hm_status multiply(const struct members *list, struct buffers *buffers, c
                           const struct factors *g, double *triangle, hm_error *err)
 {
     size_t m = f->rank, n = g->rank, rows = list->rows, columns = list->columns;
-    double *products = room(buffers, PRODUCTS, 2 * m * n * sizeof *products), *downs = products + m * n;
+    double *products = room(buffers, PRODUCTS, 2 * m * n * sizeof *products);
     if (products == NULL) return hm_fail_memory(err, "products of factors");
+    double *downs = products + m * n;
     if (f == g) {
         blas->syrk_f64('L', 'N', m, rows, 1, f->up, m, 0, products, m);
         blas->syrk_f64('L', 'T', m, columns, 1, f->down, columns, 0, downs, m);

@@ -263,6 +263,8 @@ static hm_status measure_factors(struct part *part, const hm_source *file, hm_te
 static hm_status check_place(const struct reading *r, struct part *part, const hm_tensor_info *shape, hm_error *err)
 {
     const hm_tensor_info *of = &r->base->header.tensors[part->target.tensor];
+    if (of->ndim == 0 && !part->whole)
+        return refuse(r->file, &r->file->header.tensors[part->pair.up], err, "is a factor, but its layer is a single number");
     uint64_t rows = of->ndim > 0 ? of->shape[0] : 1, columns = rows > 0 ? of->elements / rows : 0;
     uint64_t place = rows / part->target.parts * part->target.span;
     bool fits = of->elements > 0 && rows % part->target.parts == 0 && place == part->rows && columns == part->columns;
@@ -322,12 +324,12 @@ static hm_status add_whole(struct reading *r, const struct layer *layer, role wh
         return HM_OK;
     }
     if (part->target.tensor == HM_ABSENT)
-        return hm_fail(err, HM_ERR_MISMATCH, hm_source_label(r->file), stored->name, "is for a bias that %.200s does not have",
-                       hm_source_short_label(r->base));
+        return hm_fail(err, HM_ERR_MISMATCH, hm_source_label(r->file), stored->name,
+                       "is for a bias that %.200s does not have; --common leaves it out", hm_source_short_label(r->base));
     part->rows = stored->ndim > 0 ? stored->shape[0] : 1;
     part->columns = stored->elements / part->rows;
     HM_TRY(check_place(r, part, stored, err));
-    if (part->target.parts > 1 && part->columns > 1)
+    if (part->target.parts > 1 && (part->columns > 1 || stored->ndim == 0))
         return refuse(r->file, stored, err, "is a whole difference of a part of a tensor, which only biases can be");
     if (!hm_tensor_is_contiguous(stored)) return refuse(r->file, stored, err, "is a difference that does not lie in one piece");
     r->part_count++;
@@ -496,12 +498,22 @@ hm_status hm_lora_read(hm_source **out, hm_source *file, const hm_source *base, 
 
 /* ---- several files ----------------------------------------------------------------------------------------------------- */
 
+#define OWN "in the words of the checkpoint"
+#define DIFFUSERS "as diffusers does"
+#define BARE ", without a prefix"
+
 /* Without a base, layers of different files meet by name: so all must be named in one way. */
 static const char *const kinds[][2] = {
-    {"lora_unet_input_blocks_", "in the words of the checkpoint"}, {"lora_unet_middle_block_", "in the words of the checkpoint"},
-    {"lora_unet_output_blocks_", "in the words of the checkpoint"}, {"lora_unet_double_blocks_", "in the words of the checkpoint"},
-    {"lora_unet_", "as kohya does"},       {"lycoris_", "as LyCORIS does"},     {"unet.", "as diffusers does"},
-    {"transformer.", "as diffusers does"}, {"base_model.model.", "as PEFT does"}, {"diffusion_model.", "as ComfyUI does"},
+    {"lora_unet_input_blocks_", OWN},      {"lora_unet_middle_block_", OWN},    {"lora_unet_output_blocks_", OWN},
+    {"lora_unet_double_blocks_", OWN},     {"lora_unet_single_blocks_", OWN},   {"lora_unet_joint_blocks_", OWN},
+    {"lora_unet_", "as kohya does"},       {"lycoris_", "as LyCORIS does"},     {"diffusion_model.", "as ComfyUI does"},
+    {"unet.", DIFFUSERS},                  {"transformer.", DIFFUSERS},         {"base_model.model.", "as PEFT does"},
+    {"lora_transformer_", DIFFUSERS ", with underscores"},
+    {"model.diffusion_model.", OWN ", with its prefix"},
+    {"down_blocks.", DIFFUSERS BARE},      {"mid_block.", DIFFUSERS BARE},      {"up_blocks.", DIFFUSERS BARE},
+    {"transformer_blocks.", DIFFUSERS BARE}, {"single_transformer_blocks.", DIFFUSERS BARE},
+    {"input_blocks.", OWN BARE},           {"middle_block.", OWN BARE},         {"output_blocks.", OWN BARE},
+    {"double_blocks.", OWN BARE},          {"single_blocks.", OWN BARE},        {"joint_blocks.", OWN BARE},
 };
 
 static const char *kind_of(const hm_source *view)

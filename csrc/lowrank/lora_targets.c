@@ -210,8 +210,9 @@ hm_status hm_lora_target_find(hm_lora_target *out, const hm_lora_targets *target
     size_t low = first_of(targets, layer, length);
     if (low == targets->count)
         return hm_fail(err, HM_ERR_MISMATCH, file, NULL,
-                       "its layer %.*s has no place in %.200s; it is a LoRA for another model, or its names are unknown", shown,
-                       layer, base);
+                       "its layer %.*s has no place in %.200s; it is a LoRA for another model, or its names are unknown; --common "
+                       "leaves such layers out",
+                       shown, layer, base);
     const hm_lora_target *found = &targets->spellings[low].target;
     for (size_t i = low + 1; i < targets->count && compare_with(targets->spellings[i].name, layer, length) == 0; i++)
         if (targets->spellings[i].target.tensor != found->tensor || targets->spellings[i].target.part != found->part)

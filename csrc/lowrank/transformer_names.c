@@ -72,9 +72,9 @@ static bool matches(const char *pattern, const char *name, size_t length, const 
 {
     const char *hash = strchr(pattern, '#');
     size_t before = hash != NULL ? (size_t)(hash - pattern) : strlen(pattern);
+    if (length < before || memcmp(name, pattern, before) != 0) return false;
     *block = name + before;
     *digits = 0;
-    if (length < before || memcmp(name, pattern, before) != 0) return false;
     if (hash == NULL) return length == before;
     while (before + *digits < length && name[before + *digits] >= '0' && name[before + *digits] <= '9') (*digits)++;
     size_t rest = strlen(hash + 1);

@@ -27,10 +27,11 @@ static hm_selection selection_of(const hm_hyper *hyper)
 
 /* ---- opened: the directions lie in the file ---------------------------------------------------------------------------- */
 
+static const char prefix[] = HM_PREFIX_DIRECTION "1."; /* what all that moves has */
+
 /* Without a base nothing else checks that X has what the directions move. */
 static hm_status check_has_all(const hm_hyper *hyper, const hm_source *x, hm_error *err)
 {
-    static const char prefix[] = HM_PREFIX_DIRECTION "1.";
     for (size_t i = 0; i < hyper->file->header.count; i++) {
         const hm_tensor_info *direction = &hyper->file->header.tensors[i];
         if (strncmp(direction->name, prefix, sizeof prefix - 1) != 0) continue;
@@ -44,6 +45,36 @@ static hm_status check_has_all(const hm_hyper *hyper, const hm_source *x, hm_err
     return HM_OK;
 }
 
+/* What a pass over the directions, X, its base and that one's base_low reads: [columns] indices for each tensor. */
+struct table {
+    size_t count, columns;
+    uint32_t *index;
+    uint64_t *elements;
+    const char **names;
+};
+
+/* The next tensor, with the directions' places in it. */
+static uint32_t *add_tensor(struct table *table, const hm_hyper *hyper, const char *name, uint64_t elements)
+{
+    uint32_t *row = table->index + table->count * table->columns;
+    size_t directions = hyper->solution.directions;
+    for (size_t k = 0; k < table->columns; k++) row[k] = k < directions ? hm_part_index(hyper, k + 1, name) : HM_ABSENT;
+    table->elements[table->count] = elements;
+    table->names[table->count++] = name;
+    return row;
+}
+
+/* Without a base only X's own tensors have been planned.  Where a LoRA has none it changes nothing, but directions do. */
+static void add_lacking(struct table *table, const hm_hyper *hyper, const hm_source *x)
+{
+    for (size_t i = 0; i < hyper->file->header.count; i++) {
+        const hm_tensor_info *direction = &hyper->file->header.tensors[i];
+        if (strncmp(direction->name, prefix, sizeof prefix - 1) != 0) continue;
+        const char *name = direction->name + sizeof prefix - 1;
+        if (hm_source_find(x, name) == NULL) add_tensor(table, hyper, name, direction->elements);
+    }
+}
+
 static hm_status measure_opened(struct projection *out, hm_hyper *hyper, hm_source *x, hm_job *job, hm_error *err)
 {
     hm_source *base = hyper->base == HM_BASE_NONE ? NULL : hyper->base_file;
@@ -52,29 +83,30 @@ static hm_status measure_opened(struct projection *out, hm_hyper *hyper, hm_sour
     hm_plan *plan = NULL;
     HM_TRY(hm_plan_make(&plan, &x, 1, base, NULL, &selection, err));
 
-    size_t directions = out->directions, columns = directions + 3, count = 0;
+    size_t directions = out->directions, columns = directions + 3;
+    size_t most = plan->merged_count + (base == NULL && x->is_lora ? hyper->file->header.count : 0);
     hm_stream_row rows[HM_MAX_MEMBERS + 3];
     bool plain[HM_MAX_MEMBERS + 1] = {false};
-    uint64_t *elements = hm_alloc(plan->merged_count, sizeof *elements);
-    const char **names = hm_alloc(plan->merged_count, sizeof *names);
-    uint32_t *index = hm_alloc(plan->merged_count * columns, sizeof *index);
+    struct table table = {.columns = columns,
+                          .index = hm_alloc(most * columns, sizeof *table.index),
+                          .elements = hm_alloc(most, sizeof *table.elements),
+                          .names = hm_alloc(most, sizeof *table.names)};
     hm_gram_result grams = {0};
     hm_status status = HM_OK;
-    if (elements == NULL || names == NULL || index == NULL) status = hm_fail_memory(err, "the list of tensors");
+    if (table.index == NULL || table.elements == NULL || table.names == NULL)
+        status = hm_fail_memory(err, "the list of tensors");
     for (size_t t = 0; status == HM_OK && t < plan->count; t++) {
         if (plan->tensors[t].action != HM_ACTION_MERGE) continue;
-        uint32_t *row = index + count * columns;
         const char *name = plan->tensors[t].like->name;
         if (!hm_was_merged(hyper, name) && !hm_hyper_is_lora(hyper)) continue; /* a LoRA's further layers count as missed */
-        for (size_t k = 0; k < directions; k++) row[k] = hm_part_index(hyper, k + 1, name);
+        uint32_t *row = add_tensor(&table, hyper, name, plan->tensors[t].like->elements);
         row[directions] = plan->index[t];
         row[directions + 1] = plan->base_index[t];
-        row[directions + 2] = base != NULL ? hm_part_index(hyper, 0, name) : HM_ABSENT;
-        elements[count] = plan->tensors[t].like->elements;
-        names[count++] = name;
+        if (base != NULL) row[directions + 2] = hm_part_index(hyper, 0, name);
     }
+    if (status == HM_OK && base == NULL && x->is_lora) add_lacking(&table, hyper, x);
     for (size_t r = 0; r < columns; r++)
-        rows[r] = (hm_stream_row){.source = hyper->file, .index = index + r, .stride = columns};
+        rows[r] = (hm_stream_row){.source = hyper->file, .index = table.index + r, .stride = columns};
     rows[directions].source = x;
     if (base != NULL) rows[directions + 1].source = base;
     for (size_t k = 0; k < HM_MAX_MEMBERS; k++) plain[k] = k < directions;
@@ -84,15 +116,15 @@ static hm_status measure_opened(struct projection *out, hm_hyper *hyper, hm_sour
                          .reference = base != NULL ? directions + 1 : HM_GRAM_NO_REFERENCE,
                          .reference_low = base != NULL ? directions + 2 : HM_GRAM_NO_REFERENCE,
                          .plain = plain,
-                         .tensor_count = count,
-                         .elements = elements,
-                         .names = names};
+                         .tensor_count = table.count,
+                         .elements = table.elements,
+                         .names = table.names};
     if (status == HM_OK) status = hm_gram_measure(&grams, &spec, job, err);
-    if (status == HM_OK) hm_gram_sum(&grams, count, directions + 1, NULL, 0, out->gram);
+    if (status == HM_OK) hm_gram_sum(&grams, table.count, directions + 1, NULL, 0, out->gram);
     hm_gram_clear(&grams);
-    hm_release(elements);
-    hm_release(names);
-    hm_release(index);
+    hm_release(table.index);
+    hm_release(table.elements);
+    hm_release(table.names);
     hm_plan_free(plan);
     return status;
 }

@@ -210,6 +210,31 @@ static void spoil(hm_tensor_info *info, char *name)
     }
 }
 
+/* A weight of no dimension has no rows that factors could make, and a number of no dimension is no row of a third. */
+static void test_single_numbers(folder *f)
+{
+    static const spec bases[] = {{UNET "double_blocks.0.img_attn.qkv.weight", HM_F32, {3, 4, -1}, 0},
+                                 {UNET "double_blocks.0.img_attn.qkv.bias", HM_F32, {3, -1}, 0},
+                                 {UNET "double_blocks.0.scale.weight", HM_F32, {-1}, 0}};
+    static const spec loras[2][3] = {{{"diffusion_model.double_blocks.0.scale.lora_B.weight", HM_F32, {1, 2, -1}, 0},
+                                      {"diffusion_model.double_blocks.0.scale.lora_A.weight", HM_F32, {2, 1, -1}, 0},
+                                      {"diffusion_model.double_blocks.0.scale.alpha", HM_F32, {-1}, 0}},
+                                     {{"transformer_blocks.0.attn.to_q.lora_B.weight", HM_F32, {1, 2, -1}, 0},
+                                      {"transformer_blocks.0.attn.to_q.lora_A.weight", HM_F32, {2, 4, -1}, 0},
+                                      {"transformer_blocks.0.attn.to_q.diff_b", HM_F32, {-1}, 0}}};
+    hm_source *base = NULL, *view = NULL;
+    const char *path = folder_file(f, "numbers.safetensors");
+    if (!CHECK(write_model(path, bases, 3, NULL, 0) && hm_source_open(&base, path, NULL) == HM_OK)) return;
+    for (size_t i = 0; i < 2; i++) {
+        hm_source *file = NULL;
+        path = folder_file(f, i == 0 ? "scale.safetensors" : "third.safetensors");
+        CHECK(write_model(path, loras[i], 3, NULL, 0) && hm_source_open(&file, path, NULL) == HM_OK);
+        CHECK(hm_lora_read(&view, file, base, false, NULL) == HM_ERR_FORMAT && view == NULL);
+        hm_source_close(file);
+    }
+    hm_source_close(base);
+}
+
 /* Files put together at random: refused in one line, or read within their bounds (the sanitizers watch). */
 static void test_anything(hm_source *base)
 {
@@ -329,6 +354,7 @@ int main(void)
         test_anything(base);
     }
     hm_source_close(base);
+    test_single_numbers(&f);
     test_blocks();
     test_factor_svd();
     folder_end(&f);

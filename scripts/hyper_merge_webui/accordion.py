@@ -13,9 +13,6 @@ from .settings import Settings, read_infotext
 TITLE = "Hyper-Merge"
 """Also the name in the API's alwayson_scripts: it must not change."""
 
-PASTED = ["Hyper-Merge", "Hyper-Merge at", "Hyper-Merge text encoder", "Hyper-Merge blocks", "Hyper-Merge base"]
-"""Names in infotext that the host's "Send to" buttons take along."""
-
 shown: dict[str, list[Any]] = {}
 """Components by place, in the order of Settings.of: what the tab sets with "Use in txt2img"."""
 
@@ -91,24 +88,16 @@ def load_base(name: str | None) -> str:
 
 def infotext_fields(components: list[Any]) -> list[tuple[Any, Any]]:
     """What the host's paste button sets: everything, also to "off" from a picture without Hyper-Merge."""
+    return list(zip(components, PASTED))
 
-    def taking(value: Callable[[Settings], Any]) -> Callable[[Mapping[str, Any]], Any]:
-        # A text without any parameters, only a prompt, says nothing about us.
-        return lambda params: value(read_infotext(params)) if "Steps" in params else None
 
-    def point(index: int) -> Callable[[Settings], Any]:
-        return lambda settings: settings.multipliers[index] if index < len(settings.multipliers) else 0.0
+def _taking(value: Callable[[Settings], Any]) -> Callable[[Mapping[str, Any]], Any]:
+    # A text without any parameters, only a prompt, says nothing about us.
+    return lambda params: value(read_infotext(params)) if "Steps" in params else None
 
-    values: list[Callable[[Settings], Any]] = [
-        lambda settings: settings.enabled,
-        _listed,
-        point(0),
-        point(1),
-        lambda settings: settings.further,
-        lambda settings: settings.text_encoder,
-        lambda settings: settings.blocks,
-    ]
-    return [(component, taking(value)) for component, value in zip(components, values)]
+
+def _point(index: int) -> Callable[[Settings], Any]:
+    return lambda settings: settings.multipliers[index] if index < len(settings.multipliers) else 0.0
 
 
 def _listed(settings: Settings) -> Any:
@@ -117,3 +106,18 @@ def _listed(settings: Settings) -> Any:
     if not settings.enabled:
         return gr.update(choices=names)
     return gr.update(choices=[*names, *({settings.hyper} - set(names))], value=settings.hyper)
+
+
+PASTED: list[Callable[[Mapping[str, Any]], Any]] = [
+    _taking(lambda settings: settings.enabled),
+    _taking(_listed),
+    _taking(_point(0)),
+    _taking(_point(1)),
+    _taking(lambda settings: settings.further),
+    _taking(lambda settings: settings.text_encoder),
+    _taking(lambda settings: settings.blocks),
+]
+"""Each component's value from an infotext, in the order of Settings.of.
+
+By these the host's "Send to" buttons also know which fields of one tab are which of the other's: so both have the same.
+"""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import tempfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -115,14 +115,15 @@ def save(frames: Sequence[Image.Image], folder: str, kind: str, rate: float, com
     os.makedirs(folder, exist_ok=True)
     more: dict[str, Any] = {"save_all": True, "append_images": list(frames[1:]), "duration": 1000 / rate, "loop": 0}
     more |= {"comment": comment.encode()[:60000]} if kind == "GIF" else {"quality": 90, "method": 4}
-    handle, temporary = tempfile.mkstemp(dir=folder, prefix=".hyper-merge-", suffix=".part")
+    target = _numbered(folder, kind.lower())
+    temporary = f"{target}.part"  # not by tempfile, whose files only their owner may read
     try:
-        with os.fdopen(handle, "wb") as file:
+        with open(temporary, "wb") as file:
             frames[0].save(file, format=kind, **more)
-        target = _numbered(folder, kind.lower())
         os.replace(temporary, target)
     except BaseException:
-        os.unlink(temporary)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
         raise
     return target
 

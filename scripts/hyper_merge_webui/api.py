@@ -152,10 +152,13 @@ def _starting(kind: str, job: _Job) -> Callable[..., dict[str, Any]]:
 def _settings(given: dict[str, Any]) -> Settings:
     """Raises HTTPException."""
     try:
+        multipliers = given.get("multipliers", ())
+        if isinstance(multipliers, str):  # each letter of which would be taken for a number
+            raise TypeError(f"{multipliers!r} is a text")
         return Settings(
             bool(given.get("enabled", True)),
             str(given.get("hyper") or ""),
-            tuple(map(_finite, given.get("multipliers", ()))),
+            tuple(map(_finite, multipliers)),
             _finite(given.get("text_encoder", 1.0)),
             str(given.get("blocks") or "").strip(),
         )

@@ -14,9 +14,10 @@ from .pack import Hyper, base, cache, hypermerge
 def is_base(hyper: Hyper, path: str) -> bool:
     """Is a checkpoint the hyper-model's base, by what its file says?  Reads two headers.  Raises Error, OSError."""
     described = _describe(path)
-    linked = hyper.document["base"].get("header_hash")
-    if linked:
-        return bool(described.get("header_hash") == linked)
+    linked = hyper.document["base"]
+    if linked.get("header_hash"):  # checkpoints that one tool has written have the same, so their names count too
+        known = described.get("header_hash"), os.path.basename(path)
+        return known == (linked["header_hash"], linked["name"])
     recipe = _recipe(described)
     if recipe.get("type") != "hyper-merge" or recipe.get("blocks") or recipe.get("exact"):
         return False

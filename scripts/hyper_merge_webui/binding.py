@@ -30,13 +30,16 @@ class Damaged(Refused):
 class Binding:
     """Keeps no part of the model alive."""
 
-    def __init__(self, model: Any, hyper: Hyper, blend: Blend, adapter: ModuleType) -> None:
+    def __init__(self, model: Any, hyper: Hyper, blend: Blend, adapter: ModuleType, in_memory: bool) -> None:
         self.model = weakref.ref(model)
-        self.hyper, self._blend, self._adapter = hyper, blend, adapter
+        self.hyper, self._blend, self._adapter, self._in_memory = hyper, blend, adapter, in_memory
         self.settings: Settings | None = None
         """What the weights hold; None = the base."""
         self.text: TextMoves = ()
-        """What the text encoder's weights are moved by."""
+        """What the text encoder's weights are moved by; () while the weights are the host's own.
+
+        By zeros is something else: the host may have rounded what it loaded in a way of its own, as Forge does for fp8.
+        """
         self.header_hash = bases.header_hash(hyper)
         self._moving = Names(hyper.stored.moving)
         self._file = host.file_of(model)
@@ -55,9 +58,8 @@ class Binding:
         hm = hypermerge()
         try:
             hyper = host.open_hyper(settings.hyper)
-            known = _is_base(hyper, host.file_of(model))
-            in_memory = bool(host.option("hyper_merge_in_memory", False))
-            return Binding(model, hyper, adapter.bind(model, hyper, known, in_memory), adapter)
+            known, in_memory = _is_base(hyper, host.file_of(model)), _in_memory()
+            return Binding(model, hyper, adapter.bind(model, hyper, known, in_memory), adapter, in_memory)
         except hm.MismatchError as reason:
             log.info("hyper-merge: %s: %s", host.name_of(model), reason)
             raise Refused(
@@ -78,8 +80,8 @@ class Binding:
         return host.file_of(model) == self._file and not any(weight.is_meta for weight in weights())
 
     def is_to(self, settings: Settings) -> bool:
-        """Is it the hyper-model of that name, as its file is now?"""
-        if settings.hyper != self.hyper.name:
+        """Is it the hyper-model of that name, as its file is now, with its directions where they are wanted?"""
+        if settings.hyper != self.hyper.name or self._in_memory != _in_memory():
             return False
         try:
             return bool(identity_of(host.hyper_path(settings.hyper)) == self.hyper.identity)
@@ -97,20 +99,27 @@ class Binding:
             text = self._moving.text_moves(at, pairs)
         except ValueError as reason:
             raise Refused(str(reason)) from reason
-        wanted = (at, tuple((glob, tuple(values)) for glob, values in pairs.items()))
+        wanted = None  # nothing moves: the base
+        if any(map(any, (at, *pairs.values()))):
+            wanted = (at, tuple((glob, tuple(values)) for glob, values in pairs.items()))
         if self._written == wanted:
             self._refresh()
             self.settings = settings
             return None
         begun = time.perf_counter()
-        self._write(lambda: self._blend.set(at, pairs))
-        self._written, self.settings, self.text = wanted, settings, text
+        if wanted is None:
+            self.rest()
+        else:
+            self._write(lambda: self._blend.set(at, pairs))
+            self._written, self.text = wanted, text
+        self.settings = settings
         return time.perf_counter() - begun
 
     def rest(self) -> None:
         """The base again, bit for bit.  Raises Refused."""
         if self._written is None:
             self._refresh()
+            self.settings = None
             return
         self._write(self._blend.restore)
         self._at_base()
@@ -124,6 +133,12 @@ class Binding:
             self._empty_text = self.text
         else:
             self.put_back_empty_prompt()
+
+    def unhook(self) -> None:
+        """Its weights are gone: what the blend has told the host of itself is taken back all the same."""
+        unhook = getattr(self._blend, "unhook", None)
+        if unhook is not None:
+            unhook()
 
     def put_back_empty_prompt(self) -> None:
         model = self.model()
@@ -169,6 +184,10 @@ def _is_base(hyper: Hyper, path: str | None) -> bool:
         return path is not None and bases.is_base(hyper, path)
     except (hypermerge().Error, OSError):
         return False
+
+
+def _in_memory() -> bool:
+    return bool(host.option("hyper_merge_in_memory", False))
 
 
 def _empty_prompt(adapter: ModuleType, model: Any) -> Any:

@@ -141,9 +141,19 @@ def _directions(name: str | None) -> int:
 
 
 def chosen(place: str, name: str | None) -> tuple[Any, ...]:
-    """Another hyper-model: its pad, and only as many fields as it has directions."""
+    """Another hyper-model: its pad, and only as many fields as it has directions.
+
+    What is hidden becomes 0: the blend would be refused for a value that nobody sees.  Of a hyper-model that is not
+    there nothing is known, so nothing is lost.
+    """
+    document, _ = _map(name)
     count = _directions(name)
-    return pad_of(place, name), gr.update(visible=count > 1), gr.update(visible=count > 2)
+
+    def field(number: int, nothing: Any) -> Any:
+        shown = count >= number
+        return gr.update(visible=shown) if shown or not document else gr.update(visible=False, value=nothing)
+
+    return pad_of(place, name), field(2, 0.0), field(3, "")
 
 
 def listed(place: str, name: str | None) -> tuple[Any, ...]:

@@ -178,6 +178,10 @@ class Patched:
     def restore(self) -> None:
         self._name, self._wanted = None, {}
         self.refresh()
+        self.unhook()
+
+    @staticmethod
+    def unhook() -> None:
         _calculators().pop(PATCH, None)
 
     def refresh(self) -> None:

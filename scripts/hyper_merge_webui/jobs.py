@@ -193,6 +193,8 @@ def save_lora(
         wanted: list[tuple[str, dict[str, Any]]] = [(path, {"at": settings.at(hyper.count)})]
     elif what == "direction":
         wanted = [(path, {"direction": int(direction)})]
+    elif what != "all":
+        raise ValueError(f"what is kept as a LoRA is a direction, the blend or all directions, not {what!r}")
     else:
         stem = path.removesuffix(".safetensors")
         wanted = [(f"{stem}-{k}.safetensors", {"direction": k}) for k in range(1, hyper.count + 1)]

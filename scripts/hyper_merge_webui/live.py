@@ -234,16 +234,18 @@ def _refuse(p: Any, text: str) -> None:
 
 def wanted_by(p: Any) -> Settings:
     """What a job wants: its own accordion's, or what holds for all, changed by XYZ axes and the prompt's token."""
-    own = getattr(p, "hyper_merge", None)
+    own, token = getattr(p, "hyper_merge", None), getattr(p, "hyper_merge_token", None)
+    axes = getattr(p, "hyper_merge_axes", None) or {}
     if own is None:
         outer = _state.outer() if _state.outer is not None else None
-        token = getattr(p, "hyper_merge_token", None)
         if outer is not None and token is None:
             return wanted_by(outer)
-        own = Settings()
+        # The token of a job inside a job changes what the outer one's accordion says.
+        own = getattr(outer, "hyper_merge", None) or Settings()
+        axes = {**(getattr(outer, "hyper_merge_axes", None) or {}), **axes}
     if not own.enabled and _state.kept is not None:
         own = _state.kept
-    changes = {**(getattr(p, "hyper_merge_axes", None) or {}), **(getattr(p, "hyper_merge_token", None) or {})}
+    changes = {**axes, **(token or {})}
     if not own.hyper and not changes.get("hyper") and (own.enabled or changes):
         # An infotext that is given to the API cannot set a list that was empty when the page was built.
         changes["hyper"] = _only_one()
@@ -387,6 +389,7 @@ def _drop(binding: Binding) -> None:
     if binding.text:
         host.forget_conds()
     binding.put_back_empty_prompt()
+    binding.unhook()
     _state.binding = None
 
 

@@ -34,6 +34,8 @@ _TASK = """(...values) => {
     document.dispatchEvent(new CustomEvent("hyper-merge", { detail: { place: "%s", task, name: "%s" } }));
     return [task, ...values.slice(1)];
 }"""
+_RUNNING = """() => [
+    gradioApp().querySelector("#hyper_merge_%s_%s_progress")?.closest(".hyper-merge-job")?.dataset.task ?? ""]"""
 _SHOW = """() => {
     switch_to_%(place)s();
     document.dispatchEvent(new CustomEvent("hyper-merge", { detail: { place: "%(place)s", open: true } }));
@@ -62,6 +64,11 @@ def tell(place: str, **more: bool) -> dict[str, Any]:
 def task(place: str, name: str) -> dict[str, str]:
     """The script of a button that begins a long job: its function's first argument becomes the job's number."""
     return {JS: _TASK % (place, name)}
+
+
+def running(place: str, name: str) -> dict[str, str]:
+    """The script of a job's Stop: its function's argument becomes the number of the job that this page has begun."""
+    return {JS: _RUNNING % (place, name)}
 
 
 def show(place: str) -> dict[str, Any]:

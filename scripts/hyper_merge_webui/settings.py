@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import hashlib
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from glob import escape
@@ -23,8 +24,6 @@ from .pack import keys, points
 
 TextMoves = tuple[tuple[str, tuple[float, ...]], ...]
 """Names of tensors, and their multipliers."""
-MOST = 10.0
-"""Of a multiplier on a slider: models lie between −1 and 1."""
 
 PRESETS: dict[str, str] = {
     "all blocks": "",
@@ -84,7 +83,9 @@ class Settings:
         return Settings(bool(enabled), str(hyper or ""), values, strength, (blocks or "").strip())
 
     def at(self, count: int) -> tuple[float, ...]:
-        """The `count` multipliers.  Raises ValueError when another one than these is not 0."""
+        """The `count` multipliers.  Raises ValueError when another one than these is not 0, or one is no number."""
+        if not all(map(math.isfinite, (*self.multipliers, self.text_encoder))):
+            raise ValueError("multipliers and the text encoder's factor are finite numbers, as 0.4")
         values = [*self.multipliers, 0.0, 0.0]
         further = ", ".join(number(value) for value in values[2:])
         return tuple(points.at(count, values[0], values[1], further))
@@ -165,14 +166,14 @@ class Names:
         return self._among[glob]
 
     def text_moves(self, at: Sequence[float], pairs: Mapping[str, Sequence[float]]) -> TextMoves:
-        """What the text encoder's tensors are moved by: equal for equal text encoders, () where it stands still."""
+        """What the text encoder's tensors are moved by, zeros too: equal for equal text encoders, () where it has none."""
         last_first = reversed(list(pairs.items()))
         rules = [(re.compile(fnmatch.translate(glob)).match, tuple(values)) for glob, values in last_first]
         found = []
         for name in self._text:
             values = next((values for matches, values in rules if matches(name)), tuple(at))
             found.append((name, values))
-        return tuple(found) if any(any(values) for _, values in found) else ()
+        return tuple(found)
 
 
 def is_text(name: str) -> bool:

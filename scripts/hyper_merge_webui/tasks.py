@@ -74,11 +74,21 @@ def _run(task: Task, function: Callable[[], Any]) -> None:
                 if task.state == "cancelled":
                     return
                 task.state = "running"
-            task.result, task.state = function(), "done"
-    except host.Stopped:
-        task.state = "cancelled"
-    except Exception as reason:
-        host.log_unexpected(reason)
-        task.error, task.state = str(reason).removeprefix("hyper-merge: "), "failed"
+            state = _ended(task, function)
+            with _lock:  # before the queue lets the next job in, which a late `cancel` would stop otherwise
+                task.state = state
     finally:
         task.ended.set()
+
+
+def _ended(task: Task, function: Callable[[], Any]) -> str:
+    """Calls it; → the state that the job is in then."""
+    try:
+        task.result = function()
+    except host.Stopped:
+        return "cancelled"
+    except Exception as reason:
+        host.log_unexpected(reason)
+        task.error = str(reason).removeprefix("hyper-merge: ")
+        return "failed"
+    return "done"

@@ -9,12 +9,15 @@ The later of two counts.  Without a token the accordion's values hold again.
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
 from . import bases, host, live
 
 NAME = "hm"
+_TOKEN = re.compile(r"<hm:([^>]+)>")
 
 
 def register() -> None:
@@ -49,25 +52,37 @@ def apply(p: Any, params_list: Sequence[Any]) -> None:
             p.hyper_merge_token = changes(last.positional, last.named)
         except (ValueError, FileNotFoundError) as reason:
             p.comment(f"Hyper-Merge: {reason}")
+    if _differ(p):
+        p.comment(
+            "Hyper-Merge: pictures of one batch are of one blend, that of the first prompt; for others set the batch "
+            "size to 1"
+        )
     live.for_prompts(p)
+
+
+def _differ(p: Any) -> bool:
+    """Do prompts that are computed at once ask for several blends?  The host reads the tokens of the first only."""
+    prompts = getattr(p, "all_prompts", None)
+    if not prompts or getattr(p, "is_hr_pass", False):
+        return False
+    first = p.iteration * p.batch_size
+    return len({tuple(_TOKEN.findall(str(prompt))) for prompt in prompts[first : first + p.batch_size]}) > 1
 
 
 def changes(positional: Sequence[str], named: dict[str, str]) -> dict[str, Any]:
     """What a token changes, for Settings.replaced.  Raises ValueError, FileNotFoundError."""
     found: dict[str, Any] = {}
     words = [word.strip() for word in positional]
-    if words and not _is_number(words[0]):
+    if words and words[0] and _number(words[0]) is None:
         found["hyper"] = hyper_called(words.pop(0))
-    try:
-        if words:
-            found["multipliers"] = tuple(float(word) for word in words)
-        if "te" in named:
-            found["text_encoder"] = float(named["te"])
-    except ValueError:
-        raise ValueError(f"<hm:{':'.join(positional)}> is not of the form <hm:0.4:-0.2>") from None
+    numbers, strength = [_number(word) for word in words], _number(named.get("te", "1"))
     unknown = [name for name in named if name != "te"]
-    if unknown or not found:
+    if unknown or None in numbers or strength is None or not (found or words or named):
         raise ValueError(f"<hm:{':'.join([*positional, *unknown])}> is not of the form <hm:0.4:-0.2>")
+    if numbers:
+        found["multipliers"] = tuple(numbers)
+    if "te" in named:
+        found["text_encoder"] = strength
     return found
 
 
@@ -85,9 +100,10 @@ def hyper_called(name: str) -> str:
     return matches[0]
 
 
-def _is_number(word: str) -> bool:
+def _number(word: str) -> float | None:
+    """None for what is none.  The map shows a true minus, so that is read as well."""
     try:
-        float(word)
+        found = float(word.replace("−", "-"))
     except ValueError:
-        return False
-    return True
+        return None
+    return found if math.isfinite(found) else None

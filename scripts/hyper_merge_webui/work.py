@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -11,6 +12,8 @@ import gradio as gr
 
 from . import host, parts
 from .pack import hypermerge
+
+_MOST_STOPPED = 64  # of calls that have not come yet
 
 
 class Work(NamedTuple):
@@ -26,49 +29,36 @@ class Work(NamedTuple):
 
 
 class Calls:
-    """The calls of one button, in the host's queue or running: its Stop means these, and not the job before them."""
+    """The calls of one button, by their numbers.
+
+    Stop means its own page's call, wherever that is: running, in the host's queue, or still in Gradio's.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._waiting: list[threading.Event] = []
-        self._running = False
-
-    def queued(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """function, called with a further last value, for `running`."""
-
-        def called(*values: Any) -> Any:
-            stopped = threading.Event()
-            with self._lock:
-                self._waiting.append(stopped)
-            try:
-                return function(*values, stopped)
-            finally:
-                with self._lock, contextlib.suppress(ValueError):
-                    self._waiting.remove(stopped)
-
-        return called
+        self._running: str | None = None
+        self._stopped: deque[str] = deque(maxlen=_MOST_STOPPED)
 
     @contextlib.contextmanager
-    def running(self, stopped: threading.Event) -> Iterator[None]:
+    def running(self, number: str) -> Iterator[None]:
         """The queue has let it in.  Raises host.Stopped when it was stopped before."""
         with self._lock:
-            self._waiting.remove(stopped)
-            if stopped.is_set():
+            if number in self._stopped:
+                self._stopped.remove(number)
                 raise host.Stopped("stopped")
-            self._running = True
+            self._running = number
         try:
             yield
         finally:
             with self._lock:
-                self._running = False
+                self._running = None
 
-    def stop(self) -> None:
+    def stop(self, number: str) -> None:
         with self._lock:
-            if self._running:
+            if self._running == number:
                 host.interrupt()
-            else:
-                for stopped in self._waiting:
-                    stopped.set()
+            elif number:
+                self._stopped.append(number)
 
 
 def build(place: str, name: str, label: str, variant: str = "secondary") -> Work:
@@ -86,7 +76,7 @@ def build(place: str, name: str, label: str, variant: str = "secondary") -> Work
         number = gr.Textbox("", visible=False)
     parts.transient(number)
     calls = Calls()
-    stop.click(calls.stop, [], [], **parts.QUICK)
+    stop.click(calls.stop, [number], [], **parts.QUICK, **parts.running(place, name))
     return Work(button, number, status, place, name, calls)
 
 
@@ -96,11 +86,10 @@ def connect(work: Work, function: Callable[..., Any], inputs: Sequence[Any], out
     What it raises becomes the line below the button; the other outputs then stay as they are.
     """
 
-    def guarded(_: str, *values: Any) -> tuple[Any, ...]:
-        *values_of_fields, stopped = values
+    def guarded(number: str, *values: Any) -> tuple[Any, ...]:
         try:
-            with work.calls.running(stopped):
-                found = function(*values_of_fields)
+            with work.calls.running(number):
+                found = function(*values)
         except host.Stopped:
             found = (*(gr.update() for _ in outputs), parts.note("Stopped; nothing was written."))
         except Exception as reason:  # shown where the button is
@@ -110,7 +99,7 @@ def connect(work: Work, function: Callable[..., Any], inputs: Sequence[Any], out
         return found if isinstance(found, tuple) else (found,)
 
     return work.button.click(
-        work.calls.queued(host.gpu_call(guarded)),
+        host.gpu_call(guarded),
         inputs=[work.number, *inputs],
         outputs=[*outputs, work.status],
         show_progress=False,

@@ -7,14 +7,14 @@ import re
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import hypermerge_ext as hm
-from webui import sd15
+from webui import sd15, sdxl
 from webui.real_host import Failed, Picture, WebUI, install
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,21 +25,25 @@ AT, ELSEWHERE = (0.6, -0.8), (-0.5, 0.4)
 class Host:
     """The running host, the hyper-model of the family, and the title of its base's checkpoint."""
 
-    def __init__(self, kind: str, data: Path, half: bool = False) -> None:
-        """half: in half precision, and with the hyper-model made only after the page was built."""
+    def __init__(self, kind: str, data: Path, half: bool = False, flags: Sequence[str] = (), xl: bool = False) -> None:
+        """half: in half precision, and with the hyper-model made only after the page was built.  flags: of the host.
+        xl: a family of SDXL's kind.
+        """
         self.kind, self.data = kind, data
         self.checkpoints, self.hypers = data / "models" / "Stable-diffusion", data / "models" / "hyper_merge"
         self.checkpoints.mkdir(parents=True)
         (data / "models" / "Lora").mkdir()
-        self.models = [path.name for path in sd15.write_family(self.checkpoints)]
-        sd15.write_lora(data / "models" / "Lora" / "lora-test.safetensors")
+        network: dict[str, Any] = {"names": sdxl.shapes(), "config": sdxl.CONFIG} if xl else {}
+        self.models = [path.name for path in sd15.write_family(self.checkpoints, **network)]
+        layers = (sdxl if xl else sd15).lora_layers()
+        sd15.write_lora(data / "models" / "Lora" / "lora-test.safetensors", layers)
         self.hypers.mkdir()
         install(data)
         self.hyper = "family.hyper.safetensors"
         solved = hm.solve([self.checkpoints / name for name in self.models], directions=2)
         if not half:
             solved.save(self.hypers / self.hyper)
-        self.server = WebUI(kind, *environment(kind), data, Path(hm.__file__).parent, half=half)
+        self.server = WebUI(kind, *environment(kind), data, Path(hm.__file__).parent, flags, half)
         if half:
             solved.save(self.hypers / self.hyper)
         try:

@@ -1,6 +1,4 @@
-"""More of what must hold in both real hosts: other checkpoints amid a job, the animation script, Reload UI, half
-precision.
-"""
+"""More of what must hold in both real hosts: other checkpoints amid a job, the animation script, Reload UI."""
 
 from __future__ import annotations
 
@@ -11,7 +9,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from webui.host_cases import AT, ELSEWHERE, LORA, Host, environment
+import hypermerge_ext as hm
+from webui.host_cases import AT, ELSEWHERE, LORA, Host
 from webui.real_host import Failed
 
 OTHER = "model-1.safetensors"
@@ -72,6 +71,27 @@ class More:
         expected = kept(**more)
         assert live(host, **more) == expected != host.pixels(**more)
         assert live(host) == moved and host.pixels() == base
+
+    # ---- a base that is a checkpoint ------------------------------------------------------------------------------
+
+    def test_a_sibling_of_the_base_is_left_alone(self, host):
+        """All these files have one header; only the base is the base."""
+        files = [host.checkpoints / name for name in host.models]
+        hm.solve(files[1:], base=files[0], directions=2).save(host.hypers / "linked.hyper.safetensors")
+
+        def picture(model: str) -> Any:
+            return host.server.pictures(
+                arguments=[True, "linked.hyper.safetensors", *AT, "", 1.0, ""],
+                override_settings={"sd_model_checkpoint": model},
+            )[0]
+
+        try:
+            base, sibling = (host.pixels(override_settings={"sd_model_checkpoint": name}) for name in host.models[:2])
+            moved, refused = picture(host.models[0]), picture(host.models[1])
+            assert moved.pixels not in (base, sibling) and "Hyper-Merge at" in moved.infotext
+            assert refused.pixels == sibling and "Hyper-Merge at" not in refused.infotext
+        finally:
+            (host.hypers / "linked.hyper.safetensors").unlink()
 
     # ---- the animation script -------------------------------------------------------------------------------------
 
@@ -153,7 +173,11 @@ class Reload:
         page.close()
         assert page.errors == []
         said = host.server.said()
-        assert "Error loading script" not in said and "Error calling" not in said and "Error executing callback" not in said
+        assert (
+            "Error loading script" not in said
+            and "Error calling" not in said
+            and "Error executing callback" not in said
+        )
 
 
 def hooked(host: Host) -> dict[str, Any]:
@@ -187,23 +211,3 @@ def reload_ui(host: Host, page: Any) -> None:
 
     host.until(answers, 30)
     time.sleep(1)
-
-
-# ---- half precision -------------------------------------------------------------------------------------------------
-
-
-def half_start(kind: str, data: Path) -> None:
-    """Weights of half precision, which the host chooses where nobody forbids it; and a page that is older than its models."""
-    environment(kind)
-    host = Host(kind, data, half=True)
-    try:
-        base, moved = host.pixels(), host.pixels(AT)
-        assert base != moved
-        assert host.pixels((0, 0)) == base and host.pixels(AT) == moved and host.pixels(AT, LORA) != moved
-        assert host.pixels() == base and host.pixels(AT) == moved
-        if kind == "a1111":  # Forge's API fails at every infotext
-            (host.hypers / "another.hyper.safetensors").write_bytes((host.hypers / host.hyper).read_bytes())
-            first = host.picture(AT)
-            assert host.again(first.infotext) == first and host.hyper in first.infotext
-    finally:
-        host.server.stop()

@@ -120,6 +120,18 @@ class Pages:
         )
         fresh.until(lambda: host.held() == (0.25, -1.5), 30)
 
+    def test_the_blend_goes_along_to_img2img(self, host, opened):
+        """With the picture's size and prompt, by the host's own button below the picture."""
+        page = opened()
+        page.open("txt2img")
+        page.small()
+        page.enable("txt2img")
+        page.at("txt2img", 0.25, -0.5)
+        page.made()
+        page.page.locator("#txt2img_send_to_img2img").first.click()
+        page.until(lambda: page.value("img2img", "enabled") is True, 30)
+        page.until(lambda: page.numbers("img2img") == (0.25, -0.5) and page.value("img2img", "hyper") == host.hyper)
+
     def test_two_tabs_of_the_browser(self, host, opened):
         """The weights are one; each page says what they hold, and each picture is its own page's."""
         one, two = opened(), opened()

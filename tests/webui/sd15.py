@@ -100,9 +100,19 @@ class Noise:
         return np.resize(self._numbers[start:], size).reshape(shape)
 
 
-def write_family(folder: Path, *, full: bool = False, places: Sequence[Sequence[float]] = PLACES) -> list[Path]:
-    """model-0.safetensors … in half precision, each with its .yaml; the VAE is the same in all of them."""
-    noise, names, same, paths = Noise(5), shapes(full), {}, []
+def write_family(
+    folder: Path,
+    *,
+    full: bool = False,
+    places: Sequence[Sequence[float]] = PLACES,
+    names: dict[str, list[int]] | None = None,
+    config: str = CONFIG,
+) -> list[Path]:
+    """model-0.safetensors … in half precision, each with its .yaml; the VAE is the same in all of them.
+
+    names, config: of another network than SD1.5's, with their shapes.
+    """
+    noise, names, same, paths = Noise(5), names or shapes(full), {}, []
     for m, place in enumerate(places):
         model = dict(same)
         for index, (name, shape) in enumerate(names.items()):
@@ -117,24 +127,27 @@ def write_family(folder: Path, *, full: bool = False, places: Sequence[Sequence[
             fixed = name.startswith("first_stage_model.")
             for k, amount in enumerate(() if fixed else place, start=1):
                 numbers = numbers + np.float32(0.25 * amount) * noise.take(shape, 3 * index + k)
-            model[name] = (np.float32(scale) * numbers + np.float32(norm)).astype(np.float16)
+            model[name] = np.asarray(np.float32(scale) * numbers + np.float32(norm), np.float16)
             if fixed:
                 same[name] = model[name]
         path = folder / f"model-{m}.safetensors"
         save_file(model, path)
         if not full:
-            path.with_suffix(".yaml").write_text(CONFIG, encoding="utf-8")
+            path.with_suffix(".yaml").write_text(config, encoding="utf-8")
         paths.append(path)
     return paths
 
 
-def write_lora(path: Path, rank: int = 4) -> None:
-    """A LoRA in kohya's names, on layers that the small UNet has, and on the text encoder."""
+def lora_layers() -> dict[str, tuple[int, int]]:
+    """Of a LoRA in kohya's names, on layers that the small UNet has, and on the text encoder: how many numbers go in, out."""
     wide = {"attn1_to_q": (320, 320), "attn2_to_k": (768, 320), "attn1_to_out_0": (320, 320)}
     layers = {}
     for block in ("down_blocks_0_attentions_0", "mid_block_attentions_0", "up_blocks_0_attentions_0"):
         layers |= {f"lora_unet_{block}_transformer_blocks_0_{name}": size for name, size in wide.items()}
-    layers |= {f"lora_te_text_model_encoder_layers_{n}_mlp_fc1": (768, 3072) for n in range(3)}
+    return layers | {f"lora_te_text_model_encoder_layers_{n}_mlp_fc1": (768, 3072) for n in range(3)}
+
+
+def write_lora(path: Path, layers: dict[str, tuple[int, int]], rank: int = 4) -> None:
     rng = np.random.default_rng(9)
     tensors = {}
     for name, (inner, outer) in layers.items():

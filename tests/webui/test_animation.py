@@ -147,6 +147,24 @@ def test_when_stopped_what_is_there_is_kept(webui, studio, monkeypatch):
     assert len(pictures) == 1 and Image.open(whole.already_saved_as).size == (96 + 256, 256)
 
 
+def test_the_frames_are_of_the_hyper_model_whose_map_is_beside_them(webui, studio, monkeypatch):
+    """Also where the API has set another one for jobs whose accordion is off."""
+    webui.solve("second.hyper.safetensors", directions=1)
+    webui.live.want(webui.at(0.5, hyper="second.hyper.safetensors"), keep=True)
+    off = webui.Settings(False, HYPER)
+    _, *pictures = studio(job(webui, off), frames=2, points="0, 0.5\n0, -0.5", closed=False)
+    monkeypatch.undo()
+    places = [(0.0, 0.5), (0.0, -0.5)]
+    assert [picture.getpixel((5, 5)) for picture in pictures] == expected(webui, studio, places)
+
+
+def test_who_may_read_pictures_may_read_animations(webui, tmp_path):
+    plain = tmp_path / "plain"
+    plain.touch()
+    path = webui.ext("animation").save([Image.new("RGB", (8, 8))], str(tmp_path), "GIF", 8, "")
+    assert Path(path).stat().st_mode == plain.stat().st_mode
+
+
 def test_which_hyper_model_is_clear_or_asked_for(webui, studio):
     webui.solve("second.hyper.safetensors")
     with pytest.raises(ValueError, match="choose a hyper-model in the accordion"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 
 import pytest
@@ -59,6 +60,7 @@ def test_set_and_get(webui, client):
     assert client.post(f"{V1}/set", json={"hyper": "y"}).status_code == 404
     assert client.post(f"{V1}/set", json={"hyper": HYPER, "multipliers": "no"}).status_code == 422
     assert client.post(f"{V1}/set", json={"hyper": HYPER, "multipliers": 1}).status_code == 422
+    assert client.post(f"{V1}/set", json={"hyper": HYPER, "multipliers": "12"}).status_code == 422
 
 
 def test_a_job_from_beginning_to_end(webui, client):
@@ -120,6 +122,30 @@ def test_cancel_while_it_runs(webui, client, monkeypatch):
     client.post(f"{V1}/cancel", json={"job": job})
     assert finished(client, job)["state"] == "cancelled" and len(begun) < 3000
     assert not webui.shared.state.interrupted
+
+
+@pytest.mark.parametrize("reason", [None, "stopped", "the disk is gone"])
+def test_a_late_cancel_leaves_the_next_job_alone(webui, monkeypatch, reason):
+    """It comes when the queue has let the next one in already."""
+    tasks, job, interrupted = webui.ext("tasks"), webui.host.job, []
+
+    @contextlib.contextmanager
+    def then_cancelled(label):
+        try:
+            with job(label):
+                yield
+        finally:
+            tasks.cancel(tasks.find(None))
+            interrupted.append(webui.shared.state.interrupted)
+
+    def work():
+        if reason is not None:
+            raise (webui.host.Stopped if reason == "stopped" else OSError)(reason)
+
+    monkeypatch.setattr(webui.host, "job", then_cancelled)
+    task = tasks.start("solve", work)
+    assert task.ended.wait(20) and interrupted == [False]
+    assert task.state == {None: "done", "stopped": "cancelled"}.get(reason, "failed")
 
 
 def test_the_hosts_authentication(webui):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-pytest.register_assert_rewrite("webui.host_cases", "webui.host_more", "webui.host_pages")
+pytest.register_assert_rewrite("webui.host_cases", "webui.host_more", "webui.host_modes", "webui.host_pages")
 
 from webui.host_cases import Cases, bare_start, started  # noqa: E402  after they are known as tests
-from webui.host_more import More, Reload, half_start  # noqa: E402
+from webui.host_modes import flag_start, half_start  # noqa: E402
+from webui.host_more import More, Reload  # noqa: E402
 from webui.host_pages import Pages  # noqa: E402
 
 
@@ -22,6 +23,11 @@ def test_without_the_compiled_part(tmp_path):
 
 def test_in_half_precision(tmp_path):
     half_start("forge", tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["e4m3fn", "e5m2"])
+def test_with_fp8_weights(tmp_path, kind):
+    flag_start("forge", tmp_path, f"--unet-in-fp8-{kind}", f"--clip-in-fp8-{kind}", log=f"torch.float8_{kind}")
 
 
 class TestForge(Cases):

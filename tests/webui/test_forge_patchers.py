@@ -79,6 +79,26 @@ def test_a_text_encoder_that_was_cut_into_parts(open_webui):
     assert same(webui.held(), base)
 
 
+def test_a_text_encoder_that_the_host_has_rounded(open_webui):
+    """As --clip-in-fp8 does with embeddings, which Forge widens again: at 0, 0 is what was loaded; and where the text
+    encoder's factor is 0, but the UNet moves, its own prompts are used, not those that were encoded before.
+    """
+    webui = open_webui(forge="plain")
+    webui.load_base()
+    embedding = webui.model.forge_objects_original.clip.cond_stage_model.clip_l.transformer.text_model.embeddings
+    weight = embedding.token_embedding.wrapped.weight
+    with torch.inference_mode():
+        weight.copy_(weight.to(torch.float8_e4m3fn))
+    base, plain = webui.held(), webui.image()
+    moved = webui.image(settings=webui.at(0.5))
+    assert webui.image(settings=webui.at()) == plain != moved and same(webui.held(), base)
+    still = webui.at(0.5, text_encoder=0.0)
+    after_a_move = webui.image(settings=webui.at(0.25)) and webui.image(settings=still)
+    assert webui.image() == plain and webui.image(settings=still) == after_a_move
+    assert webui.image(settings=webui.at()) == plain and webui.live.current() is not None
+    assert webui.image() == plain and webui.live.current() is None
+
+
 def test_a_loaded_patcher_is_refreshed_once_for_each_move(open_webui):
     """In place: LoRAs are taken out and put in again when the weights move, and not otherwise."""
     webui = open_webui(forge="plain")
@@ -109,6 +129,24 @@ def test_packed_weights_go_by_patches_that_leave_nothing_behind(open_webui):
     after = webui.model.forge_objects_after_applying_lora
     assert not after.unet.lora_patches and not after.clip.patcher.lora_patches
     assert not forge.calculators
+
+
+def test_patches_of_a_model_that_is_gone_leave_nothing_behind_either(open_webui):
+    webui = open_webui(forge="packed")
+    webui.load_base()
+    webui.image(settings=webui.at(0.5))
+    webui.image(override_settings={"sd_model_checkpoint": "m1.safetensors"})
+    webui.live.off()
+    assert not forge.calculators
+
+
+def test_numbers_that_are_none_reach_no_weight(webui):
+    base = webui.held()
+    for settings in (webui.at(float("nan")), webui.at(0.5, text_encoder=float("inf"))):
+        assert "finite numbers" in webui.live.want(settings)
+        found = webui.run(webui.job(settings=settings))
+        assert "finite numbers" in found.comments[0] and webui.live.current() is None
+    assert same(webui.held(), base) and webui.image() == webui.image(settings=webui.at())
 
 
 @pytest.mark.parametrize("kind", ["plain", "packed"])

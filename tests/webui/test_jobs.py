@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 
 import pytest
@@ -43,6 +44,25 @@ def test_a_base_of_its_own_is_the_checkpoint_itself(webui, jobs):
     assert jobs.load_base(made.name).startswith("m0.safetensors [")
     assert set(os.listdir(webui.checkpoints)) == before
     assert webui.live.want(webui.at(0.5, hyper=made.name)).startswith("on m0-")
+
+
+@pytest.mark.parametrize("forge", [None, "plain", "packed"])
+def test_a_checkpoint_with_the_same_header_as_the_base_is_not_taken_for_it(open_webui, forge):
+    """All checkpoints of one tool have it; the blend of the base would take this one's place, and nobody be told."""
+    webui = open_webui(no_half=True, forge=forge)
+    hashes = [json.loads(hm.source(webui.checkpoints / name).describe())["header_hash"] for name in MODELS]
+    assert len(set(hashes)) == 1
+    made = webui.ext("jobs").solve(MODELS[1:], base=MODELS[0], name="on m0")
+    for name, taken in ((MODELS[1], False), (MODELS[0], True)):
+        with webui.host.job("load"):
+            webui.host.load_model(str(webui.checkpoints / name))
+        own, plain = webui.held(), webui.image()
+        said = webui.live.want(webui.at(0.5, hyper=made.name))
+        assert said.startswith("on m0-") if taken else f"{name[:2]} is not the base of on m0-" in said
+        found = webui.run(webui.job(settings=webui.at(0.5, hyper=made.name)))
+        assert (found.images != [plain]) == taken and (found.comments == []) == taken
+        webui.live.off()
+        assert webui.image() == plain and same(webui.held(), own)
 
 
 def test_a_base_that_is_gone(webui, jobs):
@@ -123,6 +143,8 @@ def test_loras(webui, jobs):
     assert webui.networks.listed == listed + 1
     assert jobs.save_lora(webui.at(0.5), "one", "direction", 2, 2)[0].name == "one.safetensors"
     assert jobs.save_lora(webui.at(0.5, 0.1), "point", "blend", rank=2)[0].name == "point.safetensors"
+    with pytest.raises(ValueError, match="not 'blends'"):
+        jobs.save_lora(webui.at(0.5), "point", "blends")
     with pytest.raises(ValueError, match="cannot hold multipliers of single blocks"):
         jobs.save_lora(webui.at(0.5, blocks="IN = x0"), "point", "blend")
 

@@ -96,7 +96,7 @@ def test_conds_are_encoded_anew_only_when_the_text_encoder_moves(webui, monkeypa
     assert count("a cat", webui.at(0.25, text_encoder=0.0)) == 1
     assert count("a cat", webui.at(-1.0, text_encoder=0.0)) == 0
     assert count("a cat", webui.at(-0.5, blocks="TEXT = x0")) == 0
-    assert count("a cat") == 0
+    assert count("a cat") == 1  # the host may have rounded what it loaded: that is not the same as moved by zeros
     assert count("a cat", webui.at(0.5)) == 1
     assert count("a cat") == 1
 

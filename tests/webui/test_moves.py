@@ -137,6 +137,22 @@ def test_the_directions_may_be_kept_in_memory(webui):
     assert same(webui.held(), from_file) and path.exists()
 
 
+def test_where_directions_are_kept_changes_with_the_setting(webui, monkeypatch):
+    """Not only when the blend is next switched off and on: a person who unticks it wants her memory back."""
+    asked = []
+    bind = webui.ext("a1111").bind
+    monkeypatch.setattr(webui.ext("a1111"), "bind", lambda *values: asked.append(values[-1]) or bind(*values))
+    webui.live.want(webui.at(0.5, 0.25))
+    moved = webui.held()
+    for in_memory in (True, False):
+        webui.shared.opts.data_labels["hyper_merge_in_memory"] = True
+        webui.shared.opts.data["hyper_merge_in_memory"] = in_memory
+        webui.live.want(webui.at(0.5, 0.25))
+        webui.image(settings=webui.at(0.5, 0.25))
+        assert same(webui.held(), moved)
+    assert asked == [False, True, False]
+
+
 def test_kept_for_jobs_that_bring_nothing(webui):
     plain = webui.image()
     moved = webui.image(settings=webui.at(0.5))

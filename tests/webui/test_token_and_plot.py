@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from copy import copy
 
 import pytest
@@ -26,6 +27,21 @@ def test_each_prompt_of_a_batch_has_its_own(webui):
     assert len(set(hashes)) == 3 and hashes[1] == webui.model.sd_model_hash
 
 
+def test_prompts_that_are_computed_at_once_have_one_blend_and_that_is_said(webui):
+    """The host reads the tokens of the first; a picture's own prompt would say something else."""
+    token, network = webui.ext("token"), webui.extra_networks.ExtraNetworkParams(["0.5"])
+
+    def said(*prompts, size):
+        p = webui.job(list(prompts))
+        p.all_prompts, p.iteration, p.batch_size = list(prompts), 0, size
+        token.apply(p, [network])
+        return list(p.comments)
+
+    assert said("a cat<hm:0.5>", "a cat<hm:-0.5>", size=1) == said("a cat<hm:0.5>", "a dog<hm:0.5>", size=2) == []
+    for other in ("a cat<hm:-0.5>", "a cat"):
+        assert "that of the first prompt" in said("a cat<hm:0.5>", other, size=2)[0]
+
+
 def test_without_a_token_the_accordion_holds_again(webui):
     alone = [webui.image(settings=webui.at(lam, 0.1)) for lam in (0.5, 0.3)]
     found = webui.run(webui.job(["a cat<hm:0.5:0.1>", "a cat"], webui.at(0.3, 0.1)))
@@ -36,6 +52,8 @@ def test_other_forms(webui):
     webui.solve("y.hyper.safetensors", directions=1)
     assert webui.image("a cat<hm:y:0.5>") == webui.image(settings=webui.at(0.5, hyper="y.hyper.safetensors"))
     assert webui.image("a cat<hm:0.1><hm:x:0.5:0.2>") == webui.image("a cat<hm:x.hyper.safetensors:0.5:0.2>")
+    assert webui.image("a cat<hm: 5e-1 :+.2>") == webui.image("a cat<hm:0.5:0.2>")
+    assert webui.image("a cat<hm:−0.5>") == webui.image("a cat<hm:-0.5>")  # a true minus, as the map shows it
     weaker = webui.image("a cat<hm:x:0.5:te=0>")
     assert weaker == webui.image(settings=webui.at(0.5, text_encoder=0.0)) != webui.image("a cat<hm:x:0.5>")
 
@@ -45,6 +63,10 @@ def test_other_forms(webui):
     [
         ("<hm:0.5:b>", "<hm:0.5:b> is not of the form <hm:0.4:-0.2>"),
         ("<hm:te=b>", "is not of the form"),
+        ("<hm::0.5>", "<hm::0.5> is not of the form"),
+        ("<hm:0.5:>", "<hm:0.5:> is not of the form"),
+        ("<hm:nan>", "0 hyper-models are called nan"),
+        ("<hm:0.5:inf>", "<hm:0.5:inf> is not of the form"),
         ("<hm:0.5:size=2>", "<hm:0.5:size> is not of the form"),
         ("<hm:nobody:0.5>", "0 hyper-models are called nobody"),
         ("<hm:0.1:0.2:0.3>", "number 3 must stay 0"),
@@ -89,6 +111,20 @@ def test_a_job_inside_a_job_is_a_picture_of_the_same_model(webui):
     assert webui.run(inner).images == [expected]
     del outer
     assert webui.run(webui.processing.StableDiffusionProcessingTxt2Img("a cat")).images != [expected]
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_a_token_of_a_job_inside_a_job_is_of_the_outer_ones_accordion(webui, enabled):
+    """Such jobs take over the outer prompt with its token: of several hyper-models the accordion's is meant."""
+    webui.solve("a.hyper.safetensors", directions=1)
+    accordion = dataclasses.replace(webui.at(0.1, 0.1, blocks="OUT = x0"), enabled=enabled)
+    outer = webui.job("a cat<hm:0.5:0.2>", accordion)
+    expected = webui.run(outer).images
+    inner = webui.processing.StableDiffusionProcessingTxt2Img("a cat<hm:0.5:0.2>")
+    found = webui.run(inner)
+    assert (found.images, found.comments) == (expected, [])
+    assert webui.image("a cat<hm:-0.5>", accordion) not in expected
+    del outer
 
 
 def test_extra_networks_switched_off(webui):

@@ -32,9 +32,9 @@ def button(webui, monkeypatch):
     return make
 
 
-def begun(press):
+def begun(press, number="task(1)"):
     answers = []
-    thread = threading.Thread(target=lambda: answers.append(press("task(1)")))
+    thread = threading.Thread(target=lambda: answers.append(press(number)))
     thread.start()
     return thread, answers
 
@@ -47,7 +47,7 @@ def test_stop_of_a_job_that_waits_leaves_the_running_one_alone(webui, button):
         state.begin(job="picture")
         thread, answers = begun(press)
         time.sleep(0.1)
-        stop()
+        stop("task(1)")
         assert not state.interrupted
         state.end()
     thread.join(20)
@@ -68,9 +68,40 @@ def test_stop_of_a_job_that_runs(webui, button):
     press, stop = button(work)
     thread, answers = begun(press)
     assert started.wait(20)
-    stop()
+    stop("task(1)")
     thread.join(20)
     assert "Stopped" in answers[0][0]
+
+
+def test_stop_of_one_page_leaves_the_jobs_of_others_alone(webui, button):
+    """The same button in two tabs of the browser: one's job runs, the other's waits."""
+    started, go = threading.Event(), threading.Event()
+
+    def work():
+        started.set()
+        go.wait(20)
+        webui.host.report("solving")(1, 2)
+        return "done"
+
+    press, stop = button(work)
+    first, running = begun(press, "task(1)")
+    assert started.wait(20)
+    second, waiting = begun(press, "task(2)")
+    time.sleep(0.1)
+    stop("task(2)")
+    go.set()
+    for thread in (first, second):
+        thread.join(20)
+    assert running == [("done",)] and "Stopped" in waiting[0][0]
+
+
+def test_stop_comes_before_the_call_itself(button):
+    """Which may wait in Gradio's own queue, where nobody here knows of it."""
+    press, stop = button(lambda: "done")
+    stop("task(2)")
+    assert press("task(1)") == ("done",)
+    assert "Stopped" in press("task(2)")[0]
+    assert press("task(2)") == ("done",)
 
 
 def test_what_it_raises_is_said_and_the_next_call_runs(button):
@@ -84,5 +115,5 @@ def test_what_it_raises_is_said_and_the_next_call_runs(button):
 
     press, stop = button(work)
     assert "choose two" in press("task(1)")[0]
-    stop()
+    stop("task(1)")
     assert press("task(2)") == ("done",)

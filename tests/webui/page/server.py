@@ -49,7 +49,7 @@ class Host:
         self.plot = webui.scripts.plot_script()
         webui.script_callbacks.call("on_before_ui")
         webui.script_callbacks.call("on_ui_settings")
-        self.shown: dict[str, Any] = {}
+        self.doors: dict[str, Any] = {}
 
     def options(self) -> None:
         shared = self.webui.shared
@@ -122,7 +122,15 @@ class Host:
                 for blocks, label, name in tabs:
                     with gr.TabItem(label, id=name, elem_id=f"tab_{name}"):
                         blocks.render()
+            self.send()
         return demo
+
+    def send(self) -> None:
+        """From txt2img to img2img the host takes the fields of both whose names are among the script's."""
+        one, other = (getattr(self.doors[place], "infotext_fields", []) for place in PLACES)
+        names = getattr(self.doors["txt2img"], "paste_field_names", [])
+        taken, given = ([field for field, name in fields if name in names] for fields in (one, other))
+        gr.Button("Send to img2img", elem_id="send_to_img2img").click(lambda *values: values, taken, given)
 
     def checkpoint(self) -> None:
         """The checkpoint at the top: A1111's field, which its script fills, or Forge's list, known to its own module."""
@@ -139,6 +147,7 @@ class Host:
     def generation(self, place: str) -> Any:
         door, animation = self.scripts
         script, selectable = door.HyperMerge(), animation.HyperMergeAnimation()
+        self.doors[place] = script
         selectable.elem_id = lambda name: f"script_{place}_hypermerge_animation_{name}"
         with gr.Blocks(analytics_enabled=False) as blocks:
             with gr.Row():

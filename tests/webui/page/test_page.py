@@ -7,6 +7,7 @@ import math
 
 import pytest
 
+import hypermerge_ext as hm
 from webui.page.driver import Page
 
 HYPER = "x.hyper.safetensors"
@@ -84,6 +85,28 @@ def test_stop_stands_in_the_buttons_place_and_leaves_nothing(page, screenshot):
         slow.unlink()
     assert page.files("hyper_merge") == before
     assert page.page.locator(".progressDiv").count() == 0
+
+
+def test_stop_means_the_job_of_its_own_page(page, browser, server):
+    other, slow = Page(browser, server.urls["page"], server.folder), page.folder / "slow"
+    before = page.files("hyper_merge")
+    for opened, names in ((page, ("n0", "n1", "n2")), (other, ("n1", "n2", "n3"))):
+        opened.tab("Hyper-Merge")
+        opened.tick(*names)
+    slow.touch()
+    try:
+        page.press("tab", "solve")
+        page.until(lambda: "solving" in page.page.locator(".progressDiv").inner_text())
+        other.press("tab", "solve")
+        other.press("tab", "solve_stop")
+    finally:
+        slow.unlink()
+    assert other.done("tab", "solve") == "Stopped; nothing was written."
+    assert "MB" in page.done("tab", "solve")
+    other.close()
+    assert other.errors == []
+    (made,) = page.files("hyper_merge") - before
+    (page.folder / "models" / "hyper_merge" / made).unlink()
 
 
 def test_a_refusal_is_said_below_the_button(page):
@@ -183,6 +206,80 @@ def test_what_a_picture_was_made_with_is_pasted_back(page):
     page.page.locator("#txt2img_paste").first.click()
     page.until(lambda: not page.value("txt2img", "enabled"))
     page.until(lambda: page.held()["at"] is None)
+
+
+def test_the_blend_goes_along_to_img2img(page):
+    page.open("txt2img")
+    page.type("txt2img", "lam", 0.25)
+    page.type("txt2img", "kap", -0.5)
+    page.type("txt2img", "text_encoder", 0.5)
+    page.enable("txt2img")
+    page.until(lambda: page.held()["at"] == [0.25, -0.5])
+    page.page.locator("#send_to_img2img").first.click()
+    page.until(lambda: page.value("img2img", "enabled") and page.numbers("img2img") == (0.25, -0.5))
+    assert float(page.value("img2img", "text_encoder")) == 0.5 and page.value("img2img", "hyper") == HYPER
+    page.enable("txt2img")
+    page.until(lambda: page.held()["at"] is None)
+
+
+def test_what_another_hyper_model_has_no_field_for_is_zero(page):
+    """Else it would be refused for a value that nobody sees, nor can change."""
+    hypers = page.folder / "models" / "hyper_merge"
+    line = hypers / "line.hyper.safetensors"
+    hm.solve(sorted((page.folder / "models" / "Stable-diffusion").glob("m?.safetensors")), directions=1).save(line)
+    try:
+        page.open("txt2img")
+        page.press("txt2img", "refresh")
+        page.type("txt2img", "lam", 0.5)
+        page.type("txt2img", "kap", 0.25)
+        page.choose("txt2img", "hyper", "line")
+        page.find("txt2img", "kap").wait_for(state="hidden")
+        page.enable("txt2img")
+        status = page.find("txt2img", "status")
+        page.until(lambda: "λ" in status.inner_text() or "κ" in status.inner_text())
+        assert status.inner_text().strip().startswith("line · λ 0.5")
+        page.choose("txt2img", "hyper", "x.hyper")
+        page.find("txt2img", "kap").wait_for(state="visible")
+        assert page.numbers("txt2img") == (0.5, 0)
+        page.enable("txt2img")
+        page.until(lambda: page.held()["at"] is None)
+    finally:
+        line.unlink()
+
+
+def test_names_are_text_and_not_markup(page):
+    """Of files, and of the models in them: anybody may have made these."""
+    odd = "<img src=x onerror=window.hacked=1>"
+    models, hypers = (page.folder / "models" / name for name in ("Stable-diffusion", "hyper_merge"))
+    model, hyper = page.folder / f"{odd}.safetensors", hypers / f"{odd}.hyper.safetensors"
+    model.write_bytes((models / "m0.safetensors").read_bytes())
+    hm.solve([model, models / "m1.safetensors", models / "m2.safetensors"]).save(hyper)
+    try:
+        page.open("txt2img")
+        page.press("txt2img", "refresh")
+        page.choose("txt2img", "hyper", odd)
+        page.enable("txt2img")
+        page.until(lambda: odd in page.find("txt2img", "status").inner_text())
+        page.until(lambda: odd in page.page.locator("#hyper_merge_txt2img > .label-wrap").inner_text())
+        page.enable("txt2img")
+        page.tab("Hyper-Merge")
+        page.press("tab", "refresh")
+        page.choose("tab", "hyper", odd)
+        page.until(lambda: odd in page.find("tab", "table").inner_text())
+        page.press("tab", "load_base")
+        assert odd in page.done("tab", "load_base")
+        assert page.page.evaluate("window.hacked") is None and page.page.locator("img[src=x]").count() == 0
+        page.until(lambda: page.held()["at"] is None)
+    finally:
+        hyper.unlink()
+        page.test("base")
+        (models / f"{odd} base.safetensors").unlink(missing_ok=True)
+
+
+def test_the_button_with_an_arrow_alone_has_a_name(page):
+    page.open("txt2img")
+    refresh = page.page.get_by_role("button", name="Look again for hyper-models")
+    assert refresh.first.inner_text().strip() == "⟳" and refresh.first.get_attribute("title")
 
 
 def test_a_point_of_the_tab_is_used_and_kept(page, screenshot):
