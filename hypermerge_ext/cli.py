@@ -80,6 +80,15 @@ def _fraction(text: str) -> float:
     return value
 
 
+def _output(text: str) -> str:
+    """The name of a file to write: with a slash at its end it would be a folder, and noticed after hours of reading."""
+    if not text or text.endswith(("/", os.sep)):
+        raise argparse.ArgumentTypeError(f"'{text}' is not the name of a file to write")
+    if text.lower().endswith((".ckpt", ".pt", ".pth", ".bin")):  # hosts would unpickle it
+        raise argparse.ArgumentTypeError(f"'{text}' would be a safetensors file under another name; call it .safetensors")
+    return text
+
+
 def _axis(text: str) -> int:
     """The number of an axis."""
     try:
@@ -119,7 +128,7 @@ def _parser() -> argparse.ArgumentParser:
             made.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
         if name != "inspect":
             made.add_argument("--threads", type=_count, metavar="N", help="threads that compute (one per CPU)")
-            made.add_argument("--memory", type=_bytes, metavar="SIZE", help="for buffers, such as 512MB (256MiB)")
+            made.add_argument("--memory", type=_bytes, metavar="SIZE", help="for buffers, such as 512MB; a bare number is MiB (256)")
         made.add_argument("--verbose", action="store_true", help="say on stderr how the files were read")
         return made
 
@@ -131,8 +140,8 @@ def _parser() -> argparse.ArgumentParser:
 
     dtypes = ("fp16", "bf16", "fp32")
     made = command("solve", "find the base and the directions of several models, and write the hyper-model")
-    made.add_argument("models", nargs="+", metavar="MODEL")
-    made.add_argument("-o", "--output", required=True, metavar="OUT.hyper.safetensors")
+    made.add_argument("models", nargs="+", metavar="MODEL", help="checkpoints or LoRAs, as .safetensors")
+    made.add_argument("-o", "--output", type=_output, required=True, metavar="OUT.hyper.safetensors", help="the hyper-model to write")
     made.add_argument("--base", metavar="mean|none|FILE", help="what differences are taken from (mean); LoRAs need FILE")
     made.add_argument("--directions", type=_count, metavar="K", help="how many (2, or fewer if the models span less)")
     made.add_argument("--method", choices=("exact", "als"), default="exact", help="als: alternating updates")
@@ -145,52 +154,52 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--force", action="store_true", help="replace a file that hyper-merge did not write")
 
     made = command("inspect", "say what a hyper-model or a checkpoint is")
-    made.add_argument("model", metavar="HYPER|MODEL")
+    made.add_argument("model", metavar="HYPER|MODEL", help="a hyper-model, a checkpoint or a LoRA")
 
     made = command("compare", "distances and cosines between models, duplicates, mixtures and groups")
-    made.add_argument("models", nargs="+", metavar="MODEL")
+    made.add_argument("models", nargs="+", metavar="MODEL", help="2 to 64 checkpoints, or LoRAs alone")
     selection(made)
     made.add_argument("--plot", metavar="FILE.svg|FILE.png", help="also draw the distances, with groups together")
     made.add_argument("--theme", choices=("auto", "light", "dark"), default="auto", help="auto: an SVG follows the reader's system")
     made.add_argument("--force", action="store_true", help="replace a picture that hyper-merge did not draw")
 
     made = command("project", "coordinates and residual of models that were not merged")
-    made.add_argument("hyper", metavar="HYPER")
-    made.add_argument("models", nargs="+", metavar="MODEL")
+    made.add_argument("hyper", metavar="HYPER", help="what solve wrote")
+    made.add_argument("models", nargs="+", metavar="MODEL", help="checkpoints, or LoRAs for the base of HYPER")
 
     made = command("recover", "find the mixture of models that best explains a checkpoint")
-    made.add_argument("model", metavar="MODEL")
-    made.add_argument("--from", dest="parents", nargs="+", action="extend", required=True, metavar="MODEL")
+    made.add_argument("model", metavar="MODEL", help="the checkpoint to be explained; give it before --from")
+    made.add_argument("--from", dest="parents", nargs="+", action="extend", required=True, metavar="MODEL", help="what it may be a mixture of")
     made.add_argument("--free", action="store_true", help="do not force the weights to sum to 1")
     made.add_argument("--blocks", action="store_true", help="also for each block of the network")
     selection(made)
 
     made = command("axes", "show the axes of a hyper-model, or write it anew with others' names and signs")
-    made.add_argument("hyper", metavar="HYPER")
+    made.add_argument("hyper", metavar="HYPER", help="what solve wrote")
     made.add_argument(
         "--name", type=_name, action="append", default=[], metavar="K=NAME", help="call axis K (1, 2 …) so; K= takes the name away"
     )
     made.add_argument("--flip", type=_axis, action="append", default=[], metavar="K", help="let axis K point the other way")
-    made.add_argument("-o", "--output", metavar="OUT.hyper.safetensors", help="write there (in place of HYPER)")
+    made.add_argument("-o", "--output", type=_output, metavar="OUT.hyper.safetensors", help="write there (in place of HYPER)")
     made.add_argument("--force", action="store_true", help="replace a file that hyper-merge did not write")
 
     made = command("map", "draw where the models lie on the plane of two directions", json_too=False)
-    made.add_argument("hyper", metavar="HYPER")
-    made.add_argument("-o", "--output", required=True, metavar="MAP.svg|MAP.png")
+    made.add_argument("hyper", metavar="HYPER", help="what solve wrote")
+    made.add_argument("-o", "--output", required=True, metavar="MAP.svg|MAP.png", help="the picture to write")
     made.add_argument("--project", nargs="+", action="extend", default=[], metavar="MODEL", help="also show models that were not merged")
     made.add_argument("--axes", type=_axes_drawn, metavar="K,K", help="the directions to draw along (1,2)")
     made.add_argument("--theme", choices=("auto", "light", "dark"), default="auto", help="auto: an SVG follows the reader's system")
     made.add_argument("--force", action="store_true", help="replace a file that hyper-merge did not write")
 
     made = command("lora", "write a direction, a blend, or the difference of two checkpoints as a LoRA")
-    made.add_argument("hyper", nargs="?", metavar="HYPER")
+    made.add_argument("hyper", nargs="?", metavar="HYPER", help="what solve wrote, with --direction, --directions or --at")
     what = made.add_mutually_exclusive_group()
     what.add_argument("--direction", type=_count, metavar="K", help="this direction: its strength is the multiplier")
     what.add_argument("--directions", choices=("all",), help="each in a file of its own, with the base and a list of strengths")
     what.add_argument("--at", type=_numbers, action="extend", metavar="λ,κ,…", help="this blend; missing ones are 0")
     made.add_argument("--from", dest="from_", metavar="MODEL", help="with --to, instead of HYPER: the difference of two checkpoints")
-    made.add_argument("--to", metavar="MODEL")
-    made.add_argument("-o", "--output", required=True, metavar="OUT.safetensors")
+    made.add_argument("--to", metavar="MODEL", help="what the LoRA makes of --from at strength 1")
+    made.add_argument("-o", "--output", type=_output, required=True, metavar="OUT.safetensors", help="the LoRA; with --directions OUT-1, OUT-2 …, OUT-base and OUT.txt")
     how = made.add_mutually_exclusive_group()
     how.add_argument("--rank", type=_count, metavar="R", help="of every layer (64)")
     how.add_argument("--size", type=_bytes, metavar="SIZE", help="of the file, such as 150MB, spent where it helps most")
@@ -201,11 +210,11 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--force", action="store_true", help="replace a file that hyper-merge did not write")
 
     made = command("merge", "write one blend of a hyper-model as a checkpoint", json_too=False)
-    made.add_argument("hyper", metavar="HYPER")
-    made.add_argument("--at", type=_numbers, action="extend", required=True, metavar="λ,κ,…", help="missing ones are 0")
-    made.add_argument("-o", "--output", required=True, metavar="OUT.safetensors")
+    made.add_argument("hyper", metavar="HYPER", help="what solve wrote")
+    made.add_argument("--at", type=_numbers, action="extend", required=True, metavar="λ,κ,…", help="the multipliers; missing ones are 0")
+    made.add_argument("-o", "--output", type=_output, required=True, metavar="OUT.safetensors", help="the checkpoint to write")
     made.add_argument(
-        "--block", type=_block, action="append", default=[], metavar="GLOB=λ,κ", help="others for these tensors"
+        "--block", type=_block, action="append", default=[], metavar="GLOB=λ,κ", help="other multipliers for these tensors; the last match wins"
     )
     made.add_argument("--dtype", choices=dtypes, help="of the merged tensors (as stored)")
     made.add_argument("--exact", nargs="+", metavar="MODEL", help="blend from the models themselves, in solve's order")
@@ -379,7 +388,7 @@ def _inspect(run: _Run) -> None:
         run.result(answer)
     elif "members" in answer:
         described = answer["file"]
-        parts = [described["name"], f"family {described['family']}", table.size(described["size"])]
+        parts = [described["name"], f"family {answer.get('family') or described['family']}", table.size(described["size"])]
         if described.get("low_rank"):
             parts.append(table.low_rank(described["low_rank"]))
         run.say("  " + run.style.bold(run.style.shown(run.style.dot.join(parts))))
@@ -596,6 +605,9 @@ def _lora(run: _Run) -> None:
 
 def _say_lora(run: _Run, reports: list[tuple[str, dict[str, Any]]], *others: str) -> None:
     """The reports of the LoRAs that were written; a pack's are a list."""
+    for path, report in reports:
+        if run.args.error and report["relative_error"] > 1.01 * run.args.error:  # at their full rank, rounding is left
+            run.note(f"note: {path} misses {report['relative_error']:.2g}, more than --error {run.args.error:g}: rounding; --dtype fp32 has less")
     if run.args.json:
         entries = [{"path": path, **report} for path, report in reports]
         run.result({"loras": entries, "files": [path for path, _ in reports] + list(others)} if others else entries[0])

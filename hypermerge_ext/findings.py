@@ -35,6 +35,8 @@ LEFT_OVER_ROUNDED = 0.5
 """The same where rounding explains what is left."""
 SMALLEST_PART = 0.005
 """Weights below this are not named."""
+MOST_PARTS = 8
+"""Of a mixture, that a sentence names."""
 MOST_SENTENCES = 8
 """Of one kind: of the snapshots of one training run all but the ends are mixtures of their neighbours."""
 
@@ -101,7 +103,7 @@ def in_words(answer: Mapping[str, Any], with_groups: bool = True) -> list[str]:
         else:
             lines.append(f"{_listed(near['models'])} are nearly equal: {apart}")
     for mixture in answer["mixtures"][:MOST_SENTENCES]:
-        parts = _listed([f"{part['model']} ({_percent(part['weight'])})" for part in mixture["of"]])
+        parts = _listed(_parts(mixture["of"]))
         left = f"{_percent(mixture['left'])} of its distance from them"
         explained = ", no more than rounding explains" if mixture["rounding"] else ""
         lines.append(f"{mixture['model']} is a mixture of {parts}, but for {left}{explained}")
@@ -120,6 +122,14 @@ def in_words(answer: Mapping[str, Any], with_groups: bool = True) -> list[str]:
     if len(grouped) > MOST_SENTENCES:
         lines.append(f"and {len(grouped) - MOST_SENTENCES} more groups")
     return lines
+
+
+def _parts(mixed: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What a mixture is of, the largest shares first; where these are many, the small ones are summed."""
+    named = mixed if len(mixed) <= MOST_PARTS else mixed[: MOST_PARTS - 1]
+    told = [f"{part['model']} ({_percent(part['weight'])})" for part in named]
+    rest = mixed[len(named) :]
+    return [*told, f"{len(rest)} others ({_percent(sum(part['weight'] for part in rest))})"] if rest else told
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from . import _core
 from ._core import ArgumentError, Error, FormatError
 from .pictures import output
-from .sources import Model, Progress, job, out_dtype, source
+from .sources import Model, Progress, Selection, job, out_dtype, selection as selected, source
 
 if TYPE_CHECKING:
     from .model import Member
@@ -46,7 +47,7 @@ def lora(
     """
     return write(
         None, [], path, from_=source(from_, "from"), to=source(to, "to"), rank=rank, error=error, size=size, dtype=dtype,
-        format=format, whole=whole, selection=(include, exclude, common, False), force=force,
+        format=format, whole=whole, selection=selected(include, exclude, common), force=force,
         passes=job(memory_budget, threads, progress, statistics),
     )  # fmt: skip
 
@@ -66,7 +67,7 @@ def write(
     passes: Any,
     from_: _core.Source | None = None,
     to: _core.Source | None = None,
-    selection: tuple[Sequence[str], Sequence[str], bool, bool] = ((), (), False, False),
+    selection: Selection = ((), (), False, False),
 ) -> dict[str, Any]:
     """The call behind both kinds: a blend of `hyper`, or `to` − `from_`."""
     if sum(value is not None for value in (rank, error, size)) > 1:
@@ -97,8 +98,14 @@ def strengths(members: Sequence[Member], names: Sequence[str]) -> str:
     lines = []
     for member in members:
         tokens = " ".join(f"<lora:{name}:{value:.4g}>" for name, value in zip(names, member.multipliers))
-        lines.append(f"{member.name.ljust(longest)}  {tokens}  # misses {100 * member.residual:.1f} % of its difference")
+        lines.append(f"{member.name.ljust(longest)}  {tokens}  # the directions miss {100 * member.residual:.1f} % of it")
     return "".join(line + "\n" for line in lines)
+
+
+def missed(report: Mapping[str, Any]) -> float:
+    """What a LoRA does not give of its direction, in its layers and beside them; relative, in norm."""
+    lost = report["not_carried"]["share"]
+    return math.sqrt((1 - lost) * report["relative_error"] ** 2 + lost)
 
 
 def is_ours(path: str | os.PathLike[str]) -> bool:
@@ -137,10 +144,14 @@ def check_text(path: str, force: bool) -> None:
             raise Error(f"{path}: exists and was not written by hyper-merge; choose another name or use --force")
 
 
-def write_strengths(path: str, members: Sequence[Member], files: Sequence[str], force: bool) -> None:
-    """Writes the text beside a pack of LoRA `files`."""
+def write_strengths(
+    path: str, members: Sequence[Member], files: Sequence[str], reports: Sequence[Mapping[str, Any]], force: bool
+) -> None:
+    """Writes the text beside a pack of LoRA `files`, of which `reports` tell how good they are."""
     check_text(path, force)
     names = [os.path.basename(file).removesuffix(ENDING) for file in files]
     base = os.path.basename(path).removesuffix(".txt") + f"-base{ENDING}"
     text = f"{_HEADING}\n# On {base}, and on no other model, these LoRA strengths come nearest to:\n{strengths(members, names)}"
+    for name, report in zip(names, reports):
+        text += f"# {name} itself misses {100 * missed(report):.1f} % of its direction\n"
     output.write(path, text.encode("utf-8", "replace"))

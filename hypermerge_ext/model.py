@@ -12,7 +12,7 @@ from ._core import ArgumentError, Source
 from .axes import Names as AxisNames, axis_names, flips, names_after
 from .live import Live, bind
 from .names import Names
-from .sources import Model, Progress, is_lora, job, look_again, out_dtype, source, source_list
+from .sources import Model, Progress, is_lora, job, look_again, out_dtype, selection, source, source_list
 
 
 class Member(NamedTuple):
@@ -296,7 +296,7 @@ class HyperModel:
             )
             for k, file in enumerate(files)
         ]  # fmt: skip
-        loras.write_strengths(text, self.members, files, force)
+        loras.write_strengths(text, self.members, files, reports, force)
         return reports
 
     def project(
@@ -432,7 +432,7 @@ def solve(
     base: "mean", "none" (zero), or a model; None: the mean, but zero for LoRAs alone.
     directions: K; None = 2, or fewer where the models span less.
     method: "exact", or "als", the alternating updates of the original hyper-merge.
-    weights: one number > 0 per model.  include, exclude: globs (fnmatchcase) on tensor names.
+    weights: one number > 0 per model.  include, exclude: a glob (fnmatchcase) on tensor names, or several.
     common: merge what all models share, and leave out layers of LoRAs that the base lacks, instead of refusing.
     allow_nonfinite: copy tensors that hold NaN or Inf.
     carrier: index of the model that gives the tensors which are not merged (a base model does so itself).
@@ -470,7 +470,7 @@ def solve(
         method,
         weights,
         carrier or 0,
-        (include, exclude, common, allow_nonfinite),
+        selection(include, exclude, common, allow_nonfinite),
         out_dtype(dtype),
         job(memory_budget, threads, progress, statistics),
         ranks,

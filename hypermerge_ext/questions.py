@@ -10,7 +10,7 @@ from . import _core
 from .findings import findings
 from .grouping import average_linkage, groups
 from .model import is_hyper, load
-from .sources import Model, Progress, job, source, source_list
+from .sources import Model, Progress, job, selection, source, source_list
 
 
 def compare(
@@ -36,7 +36,7 @@ def compare(
     """
     opened = source_list(models, names)
     text = _core.compare(
-        opened, (include, exclude, common, allow_nonfinite), job(memory_budget, threads, progress, statistics)
+        opened, selection(include, exclude, common, allow_nonfinite), job(memory_budget, threads, progress, statistics)
     )
     answer = json.loads(text)
     distance, called = answer["distance"], answer["models"]
@@ -72,7 +72,7 @@ def recover(
     text = _core.recover(
         opened,
         source_list(parents, names),
-        (include, exclude, common, allow_nonfinite),
+        selection(include, exclude, common, allow_nonfinite),
         free,
         blocks,
         job(memory_budget, threads, progress, statistics),

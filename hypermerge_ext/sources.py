@@ -162,6 +162,17 @@ def source_list(models: Sequence[Model], names: Sequence[str] | None = None) -> 
     return [source(model, name) for model, name in zip(models, names)]
 
 
+Selection = tuple[Sequence[str], Sequence[str], bool, bool]
+
+
+def selection(
+    include: Sequence[str], exclude: Sequence[str], common: bool, allow_nonfinite: bool = False
+) -> Selection:
+    """The `selection` argument of the compiled part.  One glob may be given as it is: its letters are no globs."""
+    globs = [(given,) if isinstance(given, str) else given for given in (include, exclude)]
+    return globs[0], globs[1], common, allow_nonfinite
+
+
 class _Lent:
     """Tensors that a Source has borrowed, and where they lay.  Only the Source holds it."""
 

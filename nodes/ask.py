@@ -61,6 +61,7 @@ class HyperMergeProject(io.ComfyNode):
 
     @classmethod
     def execute(cls, hyper: Hyper, checkpoint: str) -> io.NodeOutput:
+        host.base_of(hyper)  # before the core takes the first that is called so
         member = hyper.model.project(host.model_path(checkpoint), progress=host.progress())
         lam, kap = [*member.multipliers, 0.0, 0.0][:2]
         said = text.place(hyper, member)
@@ -91,7 +92,13 @@ class HyperMergeMap(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, project: str, **rest: Any) -> list[str]:
+        return [identity_of(host.model_path(name)) for name in host.chosen_models(project)]
+
+    @classmethod
     def execute(cls, hyper: Hyper, project: str, theme: str, width: int) -> io.NodeOutput:
+        if project.strip():
+            host.base_of(hyper)
         paths = [host.model_path(name) for name in host.chosen_models(project)]
         with tempfile.TemporaryDirectory(prefix="hyper-merge-") as folder:
             path = os.path.join(folder, "map.png")

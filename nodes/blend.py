@@ -52,7 +52,7 @@ class HyperMergeBlend(io.ComfyNode):
         blend = Blend(
             at,
             blocks_of(points.blocks(blocks, hyper.count), hyper),
-            strength_clip,
+            points.finite(strength_clip, "strength_clip"),
             directions == "memory",
             method == "auto",
         )

@@ -12,6 +12,7 @@ import comfy.model_management
 import comfy.utils
 import folder_paths
 
+from .logic import base
 from .logic.binary import FOLDER
 from .logic.hyper import Hyper
 
@@ -110,8 +111,17 @@ def chosen_models(text: str) -> list[str]:
 
 
 def model_folders() -> list[str]:
-    """Where linked bases may lie."""
-    return [*(folder for kind in _PLACES for folder in folder_paths.get_folder_paths(kind)), _DEMO_FOLDER]
+    """Where linked bases may lie: the folders of checkpoints, and those in them that hold one."""
+    found = [folder for kind in _PLACES for folder in folder_paths.get_folder_paths(kind)]
+    for kind in _PLACES:
+        paths = (folder_paths.get_full_path(kind, name) for name in folder_paths.get_filename_list(kind))
+        found += [os.path.dirname(path) for path in paths if path is not None]
+    return list(dict.fromkeys([*found, _DEMO_FOLDER]))
+
+
+def base_of(hyper: Hyper) -> str | None:
+    """logic.base.linked_base among ComfyUI's checkpoints."""
+    return base.linked_base(hyper, model_folders())
 
 
 def _demo_names() -> list[str]:

@@ -66,7 +66,7 @@ class HyperMergeLoad(io.ComfyNode):
 
 def load_base_of(hyper: Hyper) -> tuple[Any, Any, Any]:
     """MODEL, CLIP and VAE of the hyper-model's base; MODEL and CLIP know that they are it."""
-    path = base.linked_base(hyper, host.model_folders())
+    path = host.base_of(hyper)
     embeddings = folder_paths.get_folder_paths("embeddings")
     if path is not None:
         found = comfy.sd.load_checkpoint_guess_config(

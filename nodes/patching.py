@@ -44,6 +44,7 @@ def names_of(hyper: Hyper, model: Any) -> Names:
             config.process_unet_state_dict,
             config.process_clip_state_dict,
         )
+        apply.say_what_is_passed_over(model.model, hyper, known[hyper.identity].model)
     return known[hyper.identity]
 
 

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from glob import escape
 
 from comfy_api.latest import io
 
 from . import host
 from .fields import DTYPES, blocks, field, hyper, multipliers, schema, text_strength
-from .logic import points
+from .logic import base, points
 from .logic.apply import blocks_of
-from .logic.binary import hypermerge
 from .logic.hyper import Hyper
-from .logic.keys import TEXT_GLOBS
+from .logic.keys import TEXT_GLOBS, is_text, is_text_alone
 
 
 class HyperMergeSaveCheckpoint(io.ComfyNode):
@@ -71,11 +71,12 @@ class HyperMergeSaveCheckpoint(io.ComfyNode):
     ) -> io.NodeOutput:
         at = points.at(hyper.count, lam, kap, further)
         chosen = blocks_of(points.blocks(blocks, hyper.count), hyper)
+        host.base_of(hyper)  # before the core takes the first that is called so
         path = host.output_path(filename_prefix)
         hyper.model.merge(
             at,
             path,
-            blocks=_blocks(hyper, at, strength_clip, chosen),
+            blocks=_blocks(hyper, at, points.finite(strength_clip, "strength_clip"), chosen),
             dtype=None if dtype == "keep" else dtype,
             exact=_inputs(hyper) if from_inputs else None,
             progress=host.progress(),
@@ -148,38 +149,30 @@ class HyperMergeSaveLoRA(io.ComfyNode):
 def _blocks(
     hyper: Hyper, at: Sequence[float], strength_clip: float, chosen: Sequence[tuple[str, Sequence[float]]]
 ) -> dict[str, Sequence[float]]:
-    """Globs and multipliers, those of the text encoders first, so that the user's own decide."""
-    import fnmatch
-
+    """Globs and multipliers; the text encoders' factor holds as in weights.moves, tensor by tensor where it must."""
+    moving = hyper.stored.moving
     found: dict[str, Sequence[float]] = {}
-    if strength_clip != 1:
-        for glob in TEXT_GLOBS:
-            if any(fnmatch.fnmatchcase(name, glob) for name in hyper.stored.moving):
-                found[glob] = [c * strength_clip for c in at]
-    for glob, values in chosen:
+
+    def put(glob: str, values: Sequence[float]) -> None:
         found.pop(glob, None)  # the last one decides, also in order
         found[glob] = values
+
+    texts = [name for name in moving if is_text(name)] if strength_clip != 1 else []
+    for glob in TEXT_GLOBS if texts else ():
+        if any(fnmatchcase(name, glob) for name in texts):
+            put(glob, [c * strength_clip for c in at])
+    for glob, values in chosen:
+        put(glob, values)
+        if not is_text_alone(glob, moving):
+            for name in texts:
+                if fnmatchcase(name, glob):
+                    put(escape(name), [c * strength_clip for c in values])
     return found
 
 
 def _inputs(hyper: Hyper) -> list[str]:
-    """The checkpoints that were solved, found by name and by the hash of their headers.  Raises FileNotFoundError."""
-    hm, paths = hypermerge(), []
-    listed = host.model_names()
-    for member in hyper.document["members"]:
-        for name in listed:
-            if os.path.basename(name).rpartition(".")[0] != member["name"]:
-                continue
-            path = host.model_path(name)
-            if json.loads(hm.source(path).describe())["header_hash"] == member["header_hash"]:
-                paths.append(path)
-                break
-        else:
-            raise FileNotFoundError(
-                f"hyper-merge: {member['name']}, which {hyper.name} was made of, is not among the checkpoints; switch "
-                "from_inputs off"
-            )
-    return paths
+    listed = [(os.path.basename(name).rpartition(".")[0], host.model_path(name)) for name in host.model_names()]
+    return base.inputs(hyper, listed, "switch from_inputs off")
 
 
 NODES = [HyperMergeSaveCheckpoint, HyperMergeSaveLoRA]

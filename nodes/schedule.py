@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import comfy.hooks
@@ -87,7 +88,7 @@ def _hook(model: Any, hyper: Hyper, found: Any, k: int, strengths: Sequence[tupl
     at = tuple(float(index == k) for index in range(hyper.count))
     moves = moves_of(model, hyper, found, Blend(at), "MODEL", patching.HOST)
     hook = comfy.hooks.WeightHook(strength_model=1.0, strength_clip=0.0)
-    hook.weights = {key: patching.Patch(set(), (move._replace(low=False),)) for key, move in moves.items()}
+    hook.weights = {key: patching.Patch(set(), (replace(move, low=False),)) for key, move in moves.items()}
     hook.weights_clip = {}
     hook.need_weight_init = False
     hook.hook_keyframe = comfy.hooks.HookKeyframeGroup()

@@ -81,11 +81,12 @@ class HyperMergeSweep(io.ComfyNode):
             places = _points.path(corners, frames, closed)
         if hyper.count < 2:
             places = [(lam, 0.0) for lam, _ in places]
+        factor = _points.finite(strength_clip, "strength_clip")
         names = patching.names_of(hyper, model)
         models, clips = [], []
         for lam, kap in places:
             at = tuple(_points.at(hyper.count, lam, kap))
-            blend = Blend(at, (), strength_clip, directions == "memory", method == "auto")
+            blend = Blend(at, (), factor, directions == "memory", method == "auto")
             models.append(patching.blend_model(model, hyper, blend, names))
             clips.append(patching.blend_clip(clip, hyper, blend, names))
         labels = [_points.label(place[: max(1, min(2, hyper.count))]) for place in places]

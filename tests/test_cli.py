@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+import families
 from hypermerge_ext import cli, table
 
 SHAPES = {
@@ -150,6 +151,16 @@ def test_split_writes_the_base_apart(files, capsys):
     assert "z.base" in refused(capsys, "solve", *files, "-o", "z.hyper.safetensors", "--split")
 
 
+def test_a_hyper_model_without_its_base_is_of_the_family_that_was_solved(tmp_path, monkeypatch, capsys):
+    """Its own tensors are directions alone, by which no family is known."""
+    monkeypatch.chdir(tmp_path)
+    paths = [path.name for path in families.save(tmp_path, families.family(3, shapes=families.sd3()))]
+    for split in ([], ["--split"]):
+        assert cli.main(["solve", *paths, "-o", "x.hyper.safetensors", *split]) == 0
+        assert cli.main(["inspect", "x.hyper.safetensors"]) == 0
+        assert "x · family sd3 · " in capsys.readouterr().out
+
+
 def test_models_may_follow_options(files, capsys):
     assert cli.main(["solve", files[0], "-o", "x.hyper.safetensors", "--json", *files[1:]]) == 0
     assert [member["name"] for member in json.loads(capsys.readouterr().out)["members"]] == ["m0", "m1", "m2", "m3"]
@@ -262,6 +273,24 @@ def test_usage_errors(hyper, files, capsys):
     misused(capsys, "frobnicate")
     misused(capsys)
     assert sorted(os.listdir()) == sorted([*files, hyper])
+
+
+def test_what_is_no_name_of_an_output(hyper, files, capsys):
+    """A name with a slash at its end was refused after the models had been read; packs got files called -1.safetensors;
+    hosts take what is called .ckpt for a pickle."""
+    os.mkdir("there")
+    for command in (
+        ("solve", *files), ("merge", hyper, "--at", "1"), ("lora", hyper, "--directions", "all"), ("axes", hyper, "--flip", "1"),
+    ):  # fmt: skip
+        for name in ("no/", "there/", ""):
+            assert "not the name of a file" in misused(capsys, *command, "-o", name)
+        assert "call it .safetensors" in misused(capsys, *command, "-o", "new.CKPT")
+    assert os.listdir("there") == [] and sorted(os.listdir()) == sorted([*files, hyper, "there"])
+
+
+def test_every_argument_says_what_it_is():
+    for name, command in cli._parser()._subparsers._group_actions[0].choices.items():
+        assert [action.dest for action in command._actions if not action.help] == [], name
 
 
 def test_refusals_are_one_line(files, hyper, capsys):

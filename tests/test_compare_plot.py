@@ -270,6 +270,18 @@ def test_many_mixtures_are_told_in_few_words():
     assert len(in_words(answer)) < 20 and any(line.startswith("and 52 more") for line in in_words(answer))
 
 
+def test_a_mixture_of_many_names_the_largest_parts():
+    shares = [0.2, 0.15] + [0.05] * 13
+    mixture = {"model": "mean", "left": 0.02, "rounding": False}
+    mixture["of"] = [{"model": f"m{i}", "weight": share} for i, share in enumerate(shares)]
+    answer = {"duplicates": [], "near_duplicates": [], "mixtures": [mixture], "dependent": [], "groups": []}
+    (line,) = in_words(answer)
+    assert line.startswith("mean is a mixture of m0 (20 %), m1 (15 %), ") and " and 8 others (40 %), but for " in line
+    assert "m6 (5.0 %)" in line and "m7" not in line
+    mixture["of"] = [{"model": f"m{i}", "weight": 0.125} for i in range(8)]
+    assert "m6 (12 %) and m7 (12 %), but for" in in_words(answer)[0]
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 12), st.integers(1, 6), st.integers(0, 2**32 - 1), st.booleans())
 def test_nearest_point_of_a_hull(count, dimensions, seed, around):

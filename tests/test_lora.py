@@ -442,6 +442,24 @@ def test_the_slider_pack_is_the_hyper_model_for_any_host(saved, tmp_path):
     assert (tmp_path / "q.txt").read_text() == "mine" and not (tmp_path / "q-1.safetensors").exists()
 
 
+def test_the_text_of_a_pack_tells_what_its_loras_miss(saved, tmp_path):
+    """It told what the directions miss, as if the LoRAs were the directions."""
+    hyper = hm.load(saved)
+    hyper.slider_pack(tmp_path / "p.safetensors", rank=2, dtype="fp32", format="comfyui")
+    lines = (tmp_path / "p.txt").read_text().splitlines()
+    base = load_file(tmp_path / "p-base.safetensors")
+    for k in (1, 2):
+        hyper.merge([float(k == 1), float(k == 2)], tmp_path / "one.safetensors", dtype="fp32")
+        one, lora = load_file(tmp_path / "one.safetensors"), layers(tmp_path / f"p-{k}.safetensors")
+        direction = {name: one[name] - np.float32(base[name]) for name in SHAPES}
+        rest = {name: d - lora[comfyui(name)] if comfyui(name) in lora else d for name, d in direction.items()}
+        missed = sum(np.sum(d.astype(float) ** 2) for d in rest.values()) / sum(
+            np.sum(d.astype(float) ** 2) for d in direction.values()
+        )
+        (line,) = [line for line in lines if line.startswith(f"# p-{k} itself misses ")]
+        assert float(line.split()[4]) == pytest.approx(100 * missed**0.5, abs=0.3) and missed > 0.01
+
+
 def test_a_slider_pack_that_cannot_be_whole_is_not_begun(saved, tmp_path, snapshot):
     paths = [tmp_path / f"m{m}.safetensors" for m in range(3)]
     (tmp_path / "p-2.safetensors").write_bytes(paths[0].read_bytes())
@@ -478,6 +496,16 @@ def test_command_line(saved, tmp_path, cli, refused):
     ):
         assert cli(*wrong, cwd=tmp_path).returncode == 2
     assert "kohya" in refused(tmp_path, "lora", saved, "--direction", "1", "--format", "kohya", "-o", "x.safetensors")
+
+
+def test_an_error_that_rounding_does_not_allow_is_said(saved, tmp_path, cli):
+    lora = ["lora", saved, "--direction", "1", "-o", "l.safetensors", "--json"]
+    done = cli(*lora, "--error", "1e-5", cwd=tmp_path)
+    assert done.returncode == 0 and json.loads(done.stdout)["relative_error"] > 1e-5
+    assert "l.safetensors misses" in done.stderr and "--error 1e-05" in done.stderr and done.stderr.count("\n") == 1
+    for asked in (["--error", "0.3"], ["--error", "1e-5", "--dtype", "fp32"]):
+        done = cli(*lora, *asked, cwd=tmp_path)
+        assert done.returncode == 0 and done.stderr == "", asked
 
 
 def test_memory_stays_far_below_the_model(tmp_path, peak_memory):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import hypermerge_ext as hm
 import lora_models as lm
 import oracle
 from hypermerge_ext import cli as command_line
@@ -138,6 +140,19 @@ def test_what_needs_a_base(refused, tmp_path, arguments, words):
     assert any(word in line for word in words.split("|"))
 
 
+@pytest.mark.parametrize("inputs", [("l", "c"), ("l", "d"), ("l", "w")])
+def test_advice_of_compare_and_recover_is_for_solve(refused, tmp_path, inputs):
+    """They have no --base of their own, which the advice once told people to give."""
+    lm.write(tmp_path / "l.safetensors", lm.lora(1))
+    lm.write(tmp_path / "d.safetensors", lm.lora(2), "diffusers")
+    lm.write(tmp_path / "w.safetensors", lm.Lora(lm.lora(2).layers, {BIAS: np.ones(32)}))
+    oracle.write(tmp_path / "c.safetensors", lm.base())
+    first, second = (f"{name}.safetensors" for name in inputs)
+    for arguments in (("compare", first, second), ("recover", first, "--from", first, second)):
+        line = refused(tmp_path, *arguments)
+        assert "--base" in line and "solve" in line
+
+
 def test_a_lora_for_another_model_names_both(tmp_path, refused):
     """SDXL's names on SD 1."""
     oracle.write(tmp_path / "base.safetensors", lm.base())
@@ -146,3 +161,50 @@ def test_a_lora_for_another_model_names_both(tmp_path, refused):
                                               f"{layer}.lora_down.weight": tensor(np.ones((1, 4)), "F16")})  # fmt: skip
     line = refused(tmp_path, "solve", "l.safetensors", "--base", "base.safetensors", "-o", "x.hyper.safetensors")
     assert "base.safetensors" in line and layer in line and "another model" in line
+
+
+# ---- layers that the base lacks --------------------------------------------------------------------------------------
+
+
+def strangers(path: Path, keep: bool = True) -> Path:
+    """A LoRA beside whose layers there are two that the base lacks, and a bias that it has no place for."""
+    item = lm.lora(1, names=[TO_Q, CONV] if keep else [])
+    file = oracle.read(lm.write(path, item)).model
+    factors = lm.layer(np.random.default_rng(1), (16, 16), 2)
+    for stem in ("lora_unet_mid_block_resnets_0_conv1", "lora_te2_text_model_encoder_layers_0_mlp_fc1"):
+        file[stem + ".lora_up.weight"], file[stem + ".lora_down.weight"] = (tensor(f, "F16") for f in factors[:2])
+    if keep:
+        file[lm.LAYERS[CONV][0] + ".diff_b"] = tensor(np.ones(32), "F16")
+    oracle.write(path, file)
+    return path
+
+
+def test_layers_that_the_base_lacks_may_be_left_out(base, tmp_path, cli):
+    path = strangers(tmp_path / "l.safetensors")
+    other = lm.write(tmp_path / "o.safetensors", lm.lora(2))
+    arguments = ["solve", path, other, "--base", base, "-o", tmp_path / "x.hyper.safetensors", "--json"]
+    refused = cli(*arguments)
+    assert (
+        refused.returncode == 1
+        and "has no place in base.safetensors" in refused.stderr
+        and "--common" in refused.stderr
+    )
+    assert len(refused.stderr.splitlines()) == 1
+    done = cli(*arguments, "--common")
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    [note] = [note for note in document["notes"] if "lacks" in note]
+    assert note.startswith(
+        "3 layers of l.safetensors that base.safetensors lacks, left out (the first is lora_te2_text_model"
+    )
+    items = [lm.rounded(lm.lora(1, names=[TO_Q, CONV])), lm.rounded(lm.lora(2))]
+    wanted = np.array([lm.row(lm.delta(item), list(lm.LAYERS)) for item in items])
+    assert np.abs(np.array(document["gram"]) - wanted @ wanted.T).max() <= 1e-6 * (wanted**2).sum()
+    placed = hm.load(tmp_path / "x.hyper.safetensors").project(path)  # it was solved with --common
+    np.testing.assert_allclose(placed.multipliers, document["members"][0]["multipliers"], atol=1e-3)
+
+
+def test_a_lora_of_which_nothing_fits_is_refused_in_any_case(base, tmp_path):
+    path = strangers(tmp_path / "l.safetensors", keep=False)
+    with pytest.raises(hm.MismatchError, match="none of its 2 layers has a place in base.safetensors"):
+        hm.solve([path], base, common=True)

@@ -636,49 +636,6 @@ def scale(item: lm.Lora, name: str) -> float:
 # ---- what goes wrong -------------------------------------------------------------------------------------------------
 
 
-def strangers(path: Path, keep: bool = True) -> Path:
-    """A LoRA beside whose layers there are two that the base lacks, and a bias that it has no place for."""
-    item = lm.lora(1, names=[TO_Q, CONV] if keep else [])
-    file = oracle.read(lm.write(path, item)).model
-    factors = lm.layer(np.random.default_rng(1), (16, 16), 2)
-    for stem in ("lora_unet_mid_block_resnets_0_conv1", "lora_te2_text_model_encoder_layers_0_mlp_fc1"):
-        file[stem + ".lora_up.weight"], file[stem + ".lora_down.weight"] = (tensor(f, "F16") for f in factors[:2])
-    if keep:
-        file[lm.LAYERS[CONV][0] + ".diff_b"] = tensor(np.ones(32), "F16")
-    oracle.write(path, file)
-    return path
-
-
-def test_layers_that_the_base_lacks_may_be_left_out(base, tmp_path, cli):
-    path = strangers(tmp_path / "l.safetensors")
-    other = lm.write(tmp_path / "o.safetensors", lm.lora(2))
-    arguments = ["solve", path, other, "--base", base, "-o", tmp_path / "x.hyper.safetensors", "--json"]
-    refused = cli(*arguments)
-    assert (
-        refused.returncode == 1
-        and "has no place in base.safetensors" in refused.stderr
-        and "--common" in refused.stderr
-    )
-    assert len(refused.stderr.splitlines()) == 1
-    done = cli(*arguments, "--common")
-    assert done.returncode == 0, done.stderr
-    document = json.loads(done.stdout)
-    [note] = [note for note in document["notes"] if "lacks" in note]
-    assert note.startswith(
-        "3 layers of l.safetensors that base.safetensors lacks, left out (the first is lora_te2_text_model"
-    )
-    wanted = rows([lm.rounded(lm.lora(1, names=[TO_Q, CONV])), lm.rounded(lm.lora(2))])
-    assert np.abs(np.array(document["gram"]) - wanted @ wanted.T).max() <= 1e-6 * (wanted**2).sum()
-    placed = hm.load(tmp_path / "x.hyper.safetensors").project(path)  # it was solved with --common
-    np.testing.assert_allclose(placed.multipliers, document["members"][0]["multipliers"], atol=1e-3)
-
-
-def test_a_lora_of_which_nothing_fits_is_refused_in_any_case(base, tmp_path):
-    path = strangers(tmp_path / "l.safetensors", keep=False)
-    with pytest.raises(hm.MismatchError, match="none of its 2 layers has a place in base.safetensors"):
-        hm.solve([path], base, common=True)
-
-
 def test_nan_may_be_left_out(base, tmp_path):
     bad = lm.lora(1)
     bad.layers[TO_Q].down[0, 0] = np.nan

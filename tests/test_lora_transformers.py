@@ -259,6 +259,21 @@ def test_without_a_base_names_of_two_kinds_do_not_meet(tmp_path):
             hm.solve([tmp_path / f"{i}.safetensors", tmp_path / f"{j}.safetensors"], "none")
 
 
+def test_without_a_base_a_lora_with_names_of_another_kind_is_not_projected(tmp_path):
+    """It was said to have nothing in common with a hyper-model of itself."""
+    numbers = factors("lora_unet_double_blocks_0_img_mlp_0", WIDE)
+    oracle.write(tmp_path / "one.safetensors", numbers)
+    oracle.write(tmp_path / "other.safetensors", factors("transformer.transformer_blocks.0.ff.net.0.proj", WIDE))
+    oracle.write(tmp_path / "text.safetensors", factors("lora_te1_text_model_encoder_layers_0_mlp_fc1", WIDE))
+    solved = hm.solve([tmp_path / "one.safetensors"], "none")
+    solved.save(tmp_path / "x.hyper.safetensors")
+    for hyper in (hm.solve([tmp_path / "one.safetensors"], "none"), hm.load(tmp_path / "x.hyper.safetensors")):
+        with pytest.raises(hm.MismatchError, match="other.*names its layers as diffusers does.*solve"):
+            hyper.project(tmp_path / "other.safetensors")
+        assert hyper.project(tmp_path / "one.safetensors").residual < 1e-3
+        assert hyper.project(tmp_path / "text.safetensors").residual == pytest.approx(1)  # it only has other layers
+
+
 @pytest.mark.parametrize("layers", [
     ("lora_unet_double_blocks_0_img_mlp_0", "lora_unet_single_blocks_0_linear1"),
     ("lora_unet_double_blocks_0_img_mlp_0", "lora_te1_text_model_encoder_layers_0_mlp_fc1"),

@@ -305,6 +305,39 @@ def test_names_of_axes_and_projected_models_are_on_the_picture(tmp_path):
     assert len(set(colours[:-1])) == 1 and colours[-1] not in colours[:-1] and theme.LIGHT.stranger in colours[-1]
 
 
+@pytest.mark.parametrize("name", ["W" * 64, "模型" * 32, "warmth"])
+def test_names_of_axes_stay_on_the_paper(name, tmp_path):
+    """34 wide letters along the axis of κ are longer than the paper is high."""
+    given = {**document(), "axes": [{"name": name}, {"name": name}]}
+    map.draw(geometry.map_document(given), tmp_path / "map.png")
+    with Image.open(tmp_path / "map.png") as image:
+        pixels = np.asarray(image.convert("RGB"))
+    ground = pixels[0, 0]
+    for edge in (pixels[:12], pixels[-12:], pixels[:, :12], pixels[:, -12:]):
+        assert (edge == ground).all()
+    written = texts(svg_of(geometry.map_document(given), tmp_path))
+    for letter in "λκ":
+        assert any(re.match(rf"{letter} \({name[:2]}.*\) · .* of the differences", text) for text in written)
+
+
+def test_long_names_of_blocks_leave_room_for_bars(tmp_path):
+    """Names of kohya's text encoders, of LoRAs without a base, left bars a few pixels wide."""
+    found = geometry.map_document(document())
+    found["blocks"] = [
+        {**found["blocks"][0], "name": name, "share": 0.5}
+        for name in ("lora_te_text_model_encoder_layers_0_self_attn_and_so_on", "lora_unet_mid_block")
+    ]
+    root = svg_of(found, tmp_path)
+    written = texts(root)
+    assert "lora_unet_mid_block" in written and any(re.fullmatch("….*attn_and_so_on", text) for text in written)
+    map.draw(found, tmp_path / "map.png")
+    with Image.open(tmp_path / "map.png") as image:
+        pixels = np.asarray(image.convert("RGB")).astype(int)
+    blue = np.array([int(theme.LIGHT.direction(1)[i : i + 2], 16) for i in (1, 3, 5)])
+    low = (np.abs(pixels - blue).max(axis=2) < 8)[pixels.shape[0] // 2 :, pixels.shape[1] * 2 // 3 :]
+    assert low.sum(axis=1).max() > 0.02 * pixels.shape[1]  # a bar of a block
+
+
 def test_the_caption_tells_scales(tmp_path):
     def caption(given, **options):
         return " ".join(texts(svg_of(geometry.map_document(given, **options), tmp_path)))

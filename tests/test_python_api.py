@@ -230,6 +230,18 @@ def test_weights_names_and_bases(files):
     assert hm.solve(files, method="als").loss == pytest.approx(hm.solve(files).loss, rel=1e-4)
 
 
+def test_one_glob_may_be_given_as_it_is(files, tmp_path):
+    """Its letters were taken for globs, and of "*middle*" the first star for everything."""
+    other = files[0]
+    for glob, count in (("*middle*", 1), ("*.weight", 3)):
+        assert hm.solve(files, include=glob).document["selection"]["include"] == [glob]
+        assert hm.compare(files, include=glob)["tensors"] == hm.compare(files, include=[glob])["tensors"] == count
+        assert hm.recover(other, files, include=glob)["weights"] == pytest.approx([1, 0, 0, 0], abs=1e-6)
+    assert hm.compare(files, exclude="*.weight")["tensors"] == len(SHAPES) - 3
+    report = hm.lora(files[0], files[1], tmp_path / "l.safetensors", include="*middle*", rank=2)
+    assert report["tensors"] == 1 and list(report["blocks"]) == ["middle_block"]
+
+
 def test_save_load_merge_project(files, tmp_path):
     path = tmp_path / "four.hyper.safetensors"
     hyper = hm.solve(files, hash=True)

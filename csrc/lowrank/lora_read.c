@@ -2,6 +2,7 @@
 
 #include <inttypes.h>
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -314,7 +315,7 @@ static hm_status add_whole(struct reading *r, const struct layer *layer, role wh
                           .whole = true, .rank = 1, .name = stored->name, .layer = layer};
     if (r->targets == NULL)
         return hm_fail(err, HM_ERR_MISMATCH, hm_source_label(r->file), stored->name,
-                       "is a whole difference, which needs the checkpoint that the LoRAs are for: give it as --base");
+                       "is a whole difference, which needs the checkpoint that the LoRAs are for: give solve that as --base");
     if (!hm_dtype_is_float(stored->dtype) || stored->elements == 0)
         return refuse(r->file, stored, err, "is a difference, but holds no floating-point numbers");
     HM_TRY(hm_lora_target_find(&part->target, r->targets, hm_source_label(r->file), layer->name, layer->length, err));
@@ -516,11 +517,30 @@ static const char *const kinds[][2] = {
     {"double_blocks.", OWN BARE},          {"single_blocks.", OWN BARE},        {"joint_blocks.", OWN BARE},
 };
 
-static const char *kind_of(const hm_source *view)
+static const char *kind_of(const hm_source *view, const char *prefix)
 {
-    for (size_t k = 0; k < sizeof kinds / sizeof kinds[0]; k++)
-        if (hm_source_prefix_index(view, kinds[k][0]) != HM_ABSENT) return kinds[k][1];
+    for (size_t k = 0; k < sizeof kinds / sizeof kinds[0]; k++) {
+        char name[128];
+        snprintf(name, sizeof name, "%s%s", prefix, kinds[k][0]);
+        if (hm_source_prefix_index(view, name) != HM_ABSENT) return kinds[k][1];
+    }
     return NULL;
+}
+
+static hm_status refuse_kinds(const hm_source *view, const char *kind, const hm_source *other, const char *others,
+                              hm_error *err)
+{
+    return hm_fail(err, HM_ERR_MISMATCH, hm_source_label(view), NULL,
+                   "names its layers %s, %.200s %s; give solve the checkpoint that they are for as --base, by which the names "
+                   "can be compared",
+                   kind, hm_source_short_label(other), others);
+}
+
+hm_status hm_lora_kinds_agree(const hm_source *view, const hm_source *other, const char *prefix, hm_error *err)
+{
+    const char *kind = kind_of(view, ""), *others = kind_of(other, prefix);
+    if (kind == NULL || others == NULL || strcmp(kind, others) == 0) return HM_OK;
+    return refuse_kinds(view, kind, other, others, err);
 }
 
 static hm_status check_kinds(hm_source *const *views, size_t count, hm_error *err)
@@ -528,16 +548,13 @@ static hm_status check_kinds(hm_source *const *views, size_t count, hm_error *er
     const char *first = NULL;
     size_t which = 0;
     for (size_t i = 0; i < count; i++) {
-        const char *kind = kind_of(views[i]);
+        const char *kind = kind_of(views[i], "");
         if (kind == NULL) continue; /* a text encoder alone */
         if (first == NULL) {
             first = kind;
             which = i;
         } else if (strcmp(first, kind) != 0) {
-            return hm_fail(err, HM_ERR_MISMATCH, hm_source_label(views[i]), NULL,
-                           "names its layers %s, %.200s %s; give the checkpoint that they are for as --base, by which the "
-                           "names can be compared",
-                           kind, hm_source_short_label(views[which]), first);
+            return refuse_kinds(views[i], kind, views[which], first, err);
         }
     }
     return HM_OK;
@@ -553,7 +570,7 @@ static hm_status read_each(hm_source **out, hm_source *const *sources, size_t co
         }
         if (base == NULL && loras < count)
             return hm_fail(err, HM_ERR_MISMATCH, hm_source_label(sources[i]), NULL,
-                           "is a LoRA, a difference from a checkpoint; give the one that it is for as --base");
+                           "is a LoRA, a difference from a checkpoint; give solve the one that it is for as --base");
         HM_TRY(read_one(&out[i], sources[i], base, targets, common, err));
     }
     return base == NULL && loras > 0 ? check_kinds(out, count, err) : HM_OK;

@@ -24,4 +24,8 @@ hm_status hm_lora_read(hm_source **out, hm_source *file, const hm_source *base, 
 hm_status hm_lora_read_all(hm_source **out, hm_source *const *sources, size_t count, const hm_source *base, bool common,
                            hm_error *err);
 
+/* HM_ERR_MISMATCH where a LoRA that was read without a base names its layers in another way than those tensors of `other` whose
+ * names begin with `prefix`: they would not meet. */
+hm_status hm_lora_kinds_agree(const hm_source *view, const hm_source *other, const char *prefix, hm_error *err);
+
 #endif

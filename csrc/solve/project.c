@@ -193,6 +193,15 @@ static hm_status measure_solved(struct projection *out, hm_hyper *hyper, hm_sour
     return status;
 }
 
+/* Without a base a LoRA meets the directions by the names of its layers. */
+static hm_status check_names(const hm_hyper *hyper, const hm_source *lora, hm_error *err)
+{
+    if (hyper->plan == NULL) return hm_lora_kinds_agree(lora, hyper->file, prefix, err);
+    for (size_t m = 0; m < hyper->plan->source_count; m++)
+        HM_TRY(hm_lora_kinds_agree(lora, hyper->plan->sources[m], "", err));
+    return HM_OK;
+}
+
 /* A LoRA stands for the base with it. */
 static hm_status read_newcomer(hm_source **out, const hm_hyper *hyper, hm_source *x, hm_error *err)
 {
@@ -201,7 +210,15 @@ static hm_status read_newcomer(hm_source **out, const hm_hyper *hyper, hm_source
     if (lora && base == NULL && !hm_hyper_is_lora(hyper))
         return hm_fail(err, HM_ERR_MISMATCH, hm_source_label(x), NULL,
                        "is a LoRA, and this hyper-model has no base that it could be added to");
-    if (lora) return hm_lora_read(out, x, base, hyper->common, err);
+    if (lora) {
+        HM_TRY(hm_lora_read(out, x, base, hyper->common, err));
+        hm_status status = base == NULL ? check_names(hyper, *out, err) : HM_OK;
+        if (status != HM_OK) {
+            hm_source_close(*out);
+            *out = NULL;
+        }
+        return status;
+    }
     *out = hm_source_keep(x);
     return HM_OK;
 }

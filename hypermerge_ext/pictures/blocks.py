@@ -20,6 +20,8 @@ BAR = 0.66
 """Thickness of a bar, of that."""
 HEADING = 0.27
 """Inches from a panel's upper edge to its axes."""
+NAMES_MOST = 0.58
+"""Of the panel's width, for the names of blocks: bars need room too."""
 MOST_BARS, NUMBERED_BARS = 9, 6
 """So many directions have a bar (more if the hyper-model has more), and so many of its own a number."""
 
@@ -96,6 +98,8 @@ def draw_blocks(figure: Figure, box: Box, found: Mapping[str, Any], theme: Theme
     lines = rows(found["blocks"], max(3, int(height / ROW) - 2))
     lines.insert(0, {"name": "whole model", "share": 1.0, "explained": found["explained"]})
     heading(figure, box, "Share per block", "part of the whole", theme)
+    for line in lines:
+        line["name"] = _fitting(line["name"], 72 * NAMES_MOST * (box.x1 - box.x0))
     names = max(width_of(line["name"], SMALL) for line in lines) / 72 + 0.08
     axes = panel(figure, box._replace(x0=box.x0 + names, x1=box.x1 - 0.55))
     positions = [0.0, *(n + 1.5 for n in range(len(lines) - 1))]
@@ -113,6 +117,15 @@ def draw_blocks(figure: Figure, box: Box, found: Mapping[str, Any], theme: Theme
         axes.text(right, position, share, ha="right", va="center_baseline", fontsize=SMALL, color=theme.quiet)
     axes.set_xlim(0, 1)
     axes.set_ylim(height / ROW - 0.5, -0.5)
+
+
+def _fitting(name: str, room: float) -> str:
+    """The name, or as much of its end, where it differs from others, as goes into `room` points."""
+    cut = name
+    while width_of(cut, SMALL) > room and len(name) > 1:
+        name = name[1:]
+        cut = "…" + name
+    return cut
 
 
 def panel(figure: Figure, box: Box) -> Axes:

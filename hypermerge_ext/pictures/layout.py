@@ -35,13 +35,13 @@ _OVER_DIRECTION, _OVER_ERROR, _OVER_HEIGHT, _OVER_HULL = 14.0, 6.0, 10.0, 3.0
 """What it costs a name to cover such a line; see `labels.Line`."""
 
 
-def shown(name: str) -> str:
-    """A name as it can be drawn: no control characters, and not too long."""
+def shown(name: str, most: int = LONGEST_NAME) -> str:
+    """A name as it can be drawn: no control characters, and of at most so many letters (4 or more)."""
     name = "".join(c if c.isprintable() else "?" for c in name)
-    if len(name) <= LONGEST_NAME:
+    if len(name) <= most:
         return name
-    tail = LONGEST_NAME // 2 - 1
-    return name[: LONGEST_NAME - 1 - tail].rstrip() + "…" + name[-tail:].lstrip()
+    tail = most // 2 - 1
+    return name[: most - 1 - tail].rstrip() + "…" + name[-tail:].lstrip()
 
 
 class Ring(NamedTuple):

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from .._core import Error
 from . import blocks, theme
 from .labels import Box, Label
-from .layout import DOT, TIPS, WITH_NUMBERS, Layout, shown
-from .theme import SMALL, TINY, TITLE, Theme
+from .layout import DOT, LONGEST_NAME, TIPS, WITH_NUMBERS, Layout, shown
+from .theme import SMALL, TEXT, TINY, TITLE, Theme
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,6 +22,8 @@ SIZES = ((14, (10.0, 6.9)), (32, (12.5, 8.6)), (math.inf, (15.5, 10.4)))
 GROWTH, MOST_GROWTHS = 1.15, 12
 LEFT, RIGHT, TOP, BOTTOM = 0.75, 0.3, 0.95, 1.75
 """Inches around the map's frame: the axis of κ, the paper's edge, the title, the axis of λ with the legend below."""
+MARGIN = 0.15
+"""Inches that the text of an axis keeps from the paper's edge."""
 COLUMN, GUTTER = 2.9, 0.42
 """Inches: the panels at the right, and what keeps them from the map."""
 HULL_ALPHA = 0.12
@@ -195,9 +197,19 @@ class _Sheet:
             step = self.found["axes"][0]["label"]
             return f"distance from the line, in steps of {step}", {"color": self.theme.quiet}
         axis = self.found["axes"][index]
-        name = f"{axis['label']} ({shown(axis['name'])})" if axis["name"] else axis["label"]
-        text = f"{name} · {blocks.percent(axis['explained'], 1)} of the differences"
+        share = f" · {blocks.percent(axis['explained'], 1)} of the differences"
+        text = axis["label"] + share
+        for letters in range(LONGEST_NAME, 3, -1) if axis["name"] else ():
+            text = f"{axis['label']} ({shown(axis['name'], letters)}){share}"
+            if theme.width_of(text, TEXT) <= self.room_along(index):
+                break
         return text, {"color": self.theme.direction(axis["direction"])}
+
+    def room_along(self, index: int) -> float:
+        """Points that the text of an axis may take: it stands in the middle of the axis, and the paper ends."""
+        first, last = (self.box.x0, self.box.x1) if index == 0 else (self.box.y0, self.box.y1)
+        middle, paper = (first + last) / 2, self.figure.get_size_inches()[index]
+        return 144 * (min(middle, paper - middle) - MARGIN)
 
     def draw_legend(self) -> float:
         """Returns its lower edge, in inches."""

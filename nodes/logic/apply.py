@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
@@ -74,6 +75,22 @@ def names_of(
     return found
 
 
+def say_what_is_passed_over(module: Any, hyper: Hyper, found: Mapping[str, Part]) -> None:
+    """Warns of tensors that a host which patches the parameters of leaf modules never patches: no blend reaches them.
+
+    module: the host's torch module; found: its tensors' names.
+    """
+    moved = [key for key, part in found.items() if part.name in hyper.stored.moving]
+    passed = [key for key in moved if weights.is_passed_over(module, key)]
+    if passed:
+        log.warning(
+            "hyper-merge: ComfyUI patches neither buffers nor parameters beside which there are other layers, so these "
+            "%d stay as they are: %s; HyperMerge Save Checkpoint moves them too",
+            len(passed),
+            keys.few(passed),
+        )
+
+
 def blocks_of(pairs: Sequence[tuple[str, Sequence[float]]], hyper: Hyper) -> tuple[tuple[str, tuple[float, ...]], ...]:
     """The blocks of a Blend.  Raises ValueError for a glob that matches no tensor that moves."""
     for glob, _ in pairs:
@@ -123,17 +140,30 @@ def patch(
         return reason
     patcher.add_patches({key: host.patch(set(), (move,)) for key, move in wanted.items()})
     first = next(iter(wanted.values()))
+    if first.low:
+        patcher.set_attachments(BASE_OF, None)  # base_low is in it now: a Blend that follows must not add it again
     if first.directions.in_memory:
-        patcher.add_callback_with_key(
-            host.on_detach,
-            f"{fast_path.KEY}:{hyper.identity}",
-            lambda _, unpatched: first.directions.drop() if unpatched else None,
-        )
+        # The host asks the clone that was used last, which may also be the model without a blend.
+        for asked in (patcher, upstream):
+            _give_back_with(asked, first.directions, host)
     if reason is None:
         factor = blend.strength_clip if what == "CLIP" else 1.0
         link = (f"{hyper.identity}:{first.low}", blend.at, blend.blocks, factor)
         fast_path.attach(patcher, upstream.patches_uuid, link, host.fast)
     return reason
+
+
+def _give_back_with(patcher: Any, directions: Directions, host: Host) -> None:
+    """Directions leave memory when the host unloads the patcher, which does not keep them alive itself."""
+    kept, key = weakref.ref(directions), f"{fast_path.KEY}:{directions.identity}"
+
+    def drop(_: Any, unpatched: bool) -> None:
+        found = kept()
+        if unpatched and found is not None:
+            found.drop()
+
+    patcher.remove_callbacks_with_key(host.on_detach, key)  # of an earlier blend
+    patcher.add_callback_with_key(host.on_detach, key, drop)
 
 
 def directions_of(hyper: Hyper, blend: Blend, host: Host) -> Directions:

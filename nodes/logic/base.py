@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import json
 import os
 from collections.abc import Sequence
@@ -21,21 +22,65 @@ _MOST_HEADER = 32 << 20  # as the compiled part allows
 def linked_base(hyper: Hyper, folders: Sequence[str]) -> str | None:
     """Path of the file that a hyper-model names as its base; None when the base lies in its own file, or is none.
 
-    Looked for beside the hyper-model, then in `folders`, and known by the hash of its header.  Raises
-    FileNotFoundError.
+    Looked for beside the hyper-model, then in `folders`, and known by its name and the hash of its header.  Raises
+    FileNotFoundError; ValueError where several that are not the same could be meant: one tool's files share a header.
     """
     base = hyper.document["base"]
     if not base.get("header_hash"):
         return None
-    hm = hypermerge()
+    hm, found = hypermerge(), []
     for folder in (os.path.dirname(hyper.path), *folders):
         path = os.path.join(folder, base["name"])
         if os.path.isfile(path) and json.loads(hm.source(path).describe())["header_hash"] == base["header_hash"]:
-            return path
-    raise FileNotFoundError(
-        f"hyper-merge: {hyper.name} was made on the base {base['name']}, which is not among the checkpoints; put it "
-        "there, or link a MODEL of your own to HyperMerge Blend"
-    )
+            if folder == os.path.dirname(hyper.path):
+                return path
+            found.append(path)
+    if not found:
+        raise FileNotFoundError(
+            f"hyper-merge: {hyper.name} was made on the base {base['name']}, which is not among the checkpoints; put "
+            "it there, or link a MODEL of your own to HyperMerge Blend"
+        )
+    others = unlike(found)
+    if others:
+        raise ValueError(
+            f"hyper-merge: {hyper.name} was made on the base {base['name']}, and different checkpoints are called so: "
+            f"{', '.join([found[0], *others])}; put the right one, or a link to it, beside {hyper.path}"
+        )
+    return found[0]
+
+
+def inputs(hyper: Hyper, listed: Sequence[tuple[str, str]], instead: str) -> list[str]:
+    """Paths of the checkpoints that were solved, in their order, known by name and by the hash of their headers.
+
+    listed: names without folder and ending, and paths.  instead: what a person can do without them.  Raises
+    FileNotFoundError; ValueError where several that are not the same could be meant.
+    """
+    hm, paths = hypermerge(), []
+    for member in hyper.document["members"]:
+        name, wanted = member["name"], member["header_hash"]
+        called = [path for stem, path in listed if stem == name]
+        found = [path for path in called if json.loads(hm.source(path).describe())["header_hash"] == wanted]
+        if not found:
+            raise FileNotFoundError(
+                f"hyper-merge: {name}, which {hyper.name} was made of, is not among the checkpoints; {instead}"
+            )
+        others = unlike(found)
+        if others:
+            raise ValueError(
+                f"hyper-merge: {hyper.name} was made of {name}, and different checkpoints are called so: "
+                f"{', '.join([found[0], *others])}; {instead}"
+            )
+        paths.append(found[0])
+    return paths
+
+
+def unlike(paths: Sequence[str]) -> list[str]:
+    """Those that do not hold the same as the first.  Copies are read whole, once; others only as far as they agree."""
+    return [
+        path
+        for path in paths[1:]
+        if not os.path.samefile(paths[0], path) and not filecmp.cmp(paths[0], path, shallow=False)
+    ]
 
 
 def state_dict(hyper: Hyper) -> tuple[dict[str, Any], dict[str, str]]:

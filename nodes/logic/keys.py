@@ -7,6 +7,7 @@ is right, also where it cuts a tensor into parts or transposes it, and nothing o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from fnmatch import fnmatchcase
 from math import prod
 from typing import Any
 
@@ -83,6 +84,16 @@ def denoiser(
         inside = {name: name for name in shapes}
     found, lost = parts({short: shapes[name] for short, name in inside.items()}, convert)
     return {key: part._replace(name=inside[part.name]) for key, part in found.items()}, lost
+
+
+def is_text(name: str) -> bool:
+    """Is it a tensor of a text encoder?"""
+    return any(fnmatchcase(name, glob) for glob in TEXT_GLOBS)
+
+
+def is_text_alone(glob: str, moving: Iterable[str]) -> bool:
+    """Is a line of blocks about text encoders alone?  "*" is about everything, also where nothing else moves."""
+    return glob != "*" and not any(fnmatchcase(name, glob) and not is_text(name) for name in moving)
 
 
 def few(names: Iterable[str]) -> str:

@@ -25,9 +25,16 @@ def numbers(text: str, what: str) -> list[float]:
     return found
 
 
+def finite(value: float, what: str) -> float:
+    """The number itself: links and prompts bring NaN past a host's own limits.  Raises ValueError."""
+    if not math.isfinite(value):
+        raise ValueError(f"{what}: {value} is not a finite number")
+    return float(value)
+
+
 def at(count: int, lam: float, kap: float, further: str = "") -> list[float]:
-    """The `count` multipliers of a blend.  Raises ValueError when there are more than directions."""
-    given = [float(lam), float(kap), *numbers(further, "further")]
+    """The `count` multipliers of a blend.  Raises ValueError when there are more than directions, or one is NaN."""
+    given = [finite(lam, LETTERS[0]), finite(kap, LETTERS[1]), *numbers(further, "further")]
     for k, value in enumerate(given[count:], start=count + 1):
         if value != 0:
             name = LETTERS[k - 1] if k <= len(LETTERS) else f"number {k}"

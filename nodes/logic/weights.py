@@ -8,14 +8,17 @@ the host.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any, NamedTuple
+from typing import Any
 
 from .directions import Directions, Part, blend_tensors
+from .keys import is_text_alone
 
 
-class Move(NamedTuple):
-    """What a patch does to one weight."""
+@dataclass(frozen=True)
+class Move:
+    """What a patch does to one weight.  No tuple: ComfyUI, where it prefetches, makes plain ones of all it meets."""
 
     directions: Directions
     part: Part
@@ -109,14 +112,35 @@ def moves(
 ) -> dict[str, Move]:
     """A Move for each of the host's tensors that a direction moves.
 
-    found: the host's names, as keys.parts gives them.  moving: hyper-model tensors that move.  Others as in Move and
+    found: the host's names, as keys.parts gives them.  moving: hyper-model tensors that move.  factor: for text
+    encoders; on top of `blocks` too, but for those that are about text encoders alone.  Others as in Move and
     multipliers_of.
     """
+    if factor != 1:
+        blocks = [
+            (glob, given if is_text_alone(glob, moving) else tuple(c * factor for c in given)) for glob, given in blocks
+        ]
     return {
         key: Move(directions, part, multipliers_of(part.name, at, blocks, factor), low, replaces)
         for key, part in found.items()
         if part.name in moving
     }
+
+
+def is_passed_over(module: Any, key: str) -> bool:
+    """Is it a buffer, or a parameter of a torch module that has layers with parameters of their own?  ComfyUI patches
+    only others.
+    """
+    folder, _, last = key.rpartition(".")
+    try:
+        inside = module.get_submodule(folder)
+    except AttributeError:
+        return False
+    if any(last == name for name, _ in inside.named_buffers(recurse=False)):
+        return True
+    if all(last != name for name, _ in inside.named_parameters(recurse=False)):
+        return False
+    return any("." in name for name, _ in inside.named_parameters())
 
 
 def check_weights(moves: Mapping[str, Move], held: Mapping[str, Any], what: str) -> None:

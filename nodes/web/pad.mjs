@@ -266,7 +266,8 @@ export class Pad {
     /** Directions on the axes: [horizontal, vertical], or [0] where there is one only. */
     get axes() { return [...this.#axes]; }
     set axes(axes) {
-        if (axes.some((k) => k >= this.#count) || axes.length !== Math.min(2, this.#count)) return;
+        const known = (k) => Number.isInteger(k) && k >= 0 && k < this.#count;
+        if (axes.length !== Math.min(2, this.#count) || axes[0] === axes[1] || ![...axes].every(known)) return;
         this.#axes = [...axes];
         this.#fillBar();
         this.#layout();
@@ -446,9 +447,8 @@ export class Pad {
     }
 
     #models(points) {
-        const view = this.#view;
+        const [view, one] = [this.#view, this.#axes.length < 2];
         const [x, y] = view.home;
-        const one = this.#axes.length < 2;
         const measure = document.createElement("canvas").getContext("2d");
         measure.font = "600 11px system-ui";
         const ring = points.length > 20 ? 8 : 14;  // px for a model that is not on the map at all
@@ -483,8 +483,7 @@ export class Pad {
     /** What changes with the value. */
     #draw() {
         const { map: svg, plot, across, along, handle, applied, message, readout, status, goto } = this.#parts;
-        const view = this.#view;
-        const axes = this.#axes;
+        const [view, axes] = [this.#view, this.#axes];
         const fixed = axes.every((k) => this.#driven[k]);
         axes.forEach((k, i) => {
             readout[i].number.textContent = format(this.#value[k] ?? 0);
@@ -568,9 +567,11 @@ export class Pad {
         this.#options.onBegin?.();
     }
 
-    #move(values) {
-        const [low, high] = this.#options.limits;
-        const next = this.#value.map((old, k) => (this.#driven[k] ? old : clamp(values[k] ?? old, low, high)));
+    /** What a hand does not touch stays as it is, also beyond the limits; directions that the map does not have become 0. */
+    #move(values, back = false) {
+        const [[low, high], count] = [this.#options.limits, this.#map && !back ? this.#count : Infinity];
+        const within = (value, old) => (back || value === old ? value : clamp(value, low, high));
+        const next = this.#value.map((old, k) => (this.#driven[k] ? old : k >= count ? 0 : within(values[k] ?? old, old)));
         if (next.every((value, k) => value === this.#value[k])) return;
         this.#value = next;
         this.#draw();
@@ -579,7 +580,7 @@ export class Pad {
 
     #end(cancel = false) {
         if (!this.#held) return;
-        if (cancel) this.#move(this.#held);
+        if (cancel) this.#move(this.#held, true);
         const changed = this.#held.some((value, k) => value !== this.#value[k]);
         this.#held = this.#drag = null;
         this.#keys.clear();
@@ -641,8 +642,7 @@ export class Pad {
     }
 
     #follow(event) {
-        const drag = this.#drag;
-        const [px, py] = this.#place(event);
+        const [drag, [px, py]] = [this.#drag, this.#place(event)];
         // A hand that only presses does not move the handle off a model.
         if (!drag.moved && Math.hypot(px - drag.from[0], py - drag.from[1]) < 3) return;
         drag.moved = true;

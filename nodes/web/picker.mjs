@@ -52,7 +52,11 @@ export function matches(pattern, name) {
         if (set !== undefined) return `[${not ? "^" : ""}${set.replace(/\\|\^/g, "\\$&")}]`;
         return found === "*" ? ".*" : found === "?" ? "." : `\\${found}`;
     });
-    return new RegExp(`^${source}$`, "su").test(name);
+    try {
+        return new RegExp(`^${source}$`, "su").test(name);
+    } catch {
+        return false;  // [z-a] is no range: nothing matches it in Python either
+    }
 }
 
 function sizeOf(bytes) {

@@ -50,6 +50,11 @@ def linked(hyper: Hyper, folders: Sequence[str]) -> str | None:
     return None if found is None else str(found)
 
 
+def inputs(hyper: Hyper, listed: Sequence[tuple[str, str]]) -> list[str]:
+    """Paths of the checkpoints that were solved, among these names and paths.  Raises FileNotFoundError, ValueError."""
+    return list(base.inputs(hyper, listed, "blend the stored directions instead"))
+
+
 def file_name(hyper: Hyper) -> str:
     """Of the checkpoint that W̃ is written to: "NAME base.safetensors"."""
     return f"{stem(hyper.name)} base.safetensors"

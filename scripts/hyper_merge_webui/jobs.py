@@ -8,7 +8,6 @@ ValueError, OSError and hypermerge_ext.Error, with one line that can be shown as
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import threading
@@ -250,19 +249,5 @@ def _members(hyper: Hyper) -> list[str]:
 
 
 def _inputs(hyper: Hyper) -> list[str]:
-    """The checkpoints that were solved, found by name and by the hash of their headers.  Raises FileNotFoundError."""
-    hm, paths = hypermerge(), []
-    listed = [(name, host.model_path(name)) for name in host.model_names()]
-    for member in hyper.document["members"]:
-        for name, path in listed:
-            if bases.stem(name) != member["name"]:
-                continue
-            if json.loads(hm.source(path).describe())["header_hash"] == member["header_hash"]:
-                paths.append(path)
-                break
-        else:
-            raise FileNotFoundError(
-                f"hyper-merge: {member['name']}, which {hyper.name} was made of, is not among the checkpoints; blend "
-                "the stored directions instead"
-            )
-    return paths
+    listed = [(bases.stem(name), host.model_path(name)) for name in host.model_names()]
+    return bases.inputs(hyper, listed)

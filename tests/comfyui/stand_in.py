@@ -56,8 +56,8 @@ def prefetched(value: Any, copies: list[torch.Tensor]) -> Any:
         return copies[-1]
     if isinstance(value, AdapterBase):
         return type(value)(value.loaded_keys, prefetched(value.weights, copies))
-    if type(value) in (tuple, list):
-        return type(value)(prefetched(item, copies) for item in value)
+    if isinstance(value, (tuple, list)):  # a NamedTuple is a plain tuple afterwards
+        return (tuple if isinstance(value, tuple) else list)(prefetched(item, copies) for item in value)
     return value
 
 

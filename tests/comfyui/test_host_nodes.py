@@ -17,14 +17,13 @@ import pytest
 from safetensors.numpy import save_file
 
 import hypermerge_ext as hm
-from comfyui.graphs import blend, blended, hyper_file, latents, load, run, sample, solve
+from comfyui.graphs import blend, blended, checkpoint, hyper_file, latents, load, run, sample, solve
 from comfyui.server import Failed, Graph, Server, prompt_of
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = ROOT / "demo" / "models"
 GOLDEN = ROOT / "tests" / "golden"
 EXAMPLES = ROOT / "example_workflows"
-IN_HOST = Path(__file__).with_name("in_host.py")
 FROZEN = Path(__file__).with_name("frozen.json")
 
 
@@ -124,6 +123,19 @@ def test_a_lora_is_the_slider(server):
     assert np.linalg.norm(found - own) < 0.5 * np.linalg.norm(still - own)
 
 
+def in_host(comfyui, folder, script, *arguments):
+    """What a script beside this file answers, run by ComfyUI's Python in ComfyUI's folder."""
+    packages = folder / "packages"
+    packages.mkdir()
+    (packages / "hypermerge_ext").symlink_to(Path(hm.__file__).parent)
+    python = os.environ.get("COMFYUI_PYTHON", sys.executable)
+    command = [python, str(Path(__file__).with_name(script)), *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": str(packages), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(command, cwd=comfyui, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 @pytest.mark.parametrize(
     "family, tensors, clips", [("sd15", 686, 196), ("sdxl", 1680, 585), ("sd3", 491, 714), ("flux", 780, 196)]
 )
@@ -137,16 +149,37 @@ def test_whole_checkpoints_find_their_way(comfyui, tmp_path, family, tensors, cl
         for name, entry in names.items()
     }
     (tmp_path / "names.json").write_text(json.dumps(asked))
-    packages = tmp_path / "packages"
-    packages.mkdir()
-    (packages / "hypermerge_ext").symlink_to(Path(hm.__file__).parent)
-    command = [os.environ.get("COMFYUI_PYTHON", sys.executable), str(IN_HOST), str(tmp_path / "names.json")]
-    environment = {**os.environ, "PYTHONPATH": str(packages), "PYTHONDONTWRITEBYTECODE": "1"}
-    done = subprocess.run(command, cwd=comfyui, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    answer = json.loads(done.stdout.splitlines()[-1])
-    assert (answer["shapes"], answer["model"], answer["clip"]) == ([], tensors, clips), done.stdout
-    assert answer["missing"] == answer["lost"] == [], done.stdout
+    answer = in_host(comfyui, tmp_path, "in_host.py", tmp_path / "names.json")
+    assert (answer["shapes"], answer["model"], answer["clip"]) == ([], tensors, clips), answer
+    assert answer["missing"] == answer["lost"] == [], answer
+
+
+def test_dynamic_vram_makes_patches_anew(comfyui, tmp_path):
+    """The default on NVIDIA: patches are gathered and made anew before each layer, which needs no GPU to try."""
+    answer = in_host(comfyui, tmp_path, "in_host_prefetch.py", tmp_path)
+    if not answer:
+        pytest.skip("this ComfyUI does not prefetch patches")
+    assert answer["file"] == [0, True]
+    assert answer["memory"][0] > 0 and answer["memory"][1]
+
+
+def test_a_base_in_a_folder_of_checkpoints_is_found(server):
+    """Solved on it, loaded, blended and saved again, with the numbers of the base that the demo has at the top."""
+    folder = server.base / "models" / "checkpoints" / "own" / "bases"
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copy(DEMO / "base.safetensors", folder / "demo-base.safetensors")
+    solved = {"base": "own/bases/demo-base.safetensors", "name": "nested"}
+    at = run(server, blended((0, 0), solved=solved))
+    assert np.array_equal(at, run(server, checkpoint("base.safetensors")))
+    assert not np.array_equal(run(server, blended((0.5, 0), solved=solved)), at)
+
+
+@pytest.mark.parametrize("inputs", [{"lam": float("nan")}, {"strength": float("nan")}], ids=["λ", "strength_clip"])
+def test_what_is_no_number_is_refused(server, inputs):
+    """Prompts may hold NaN, which is neither below ComfyUI's minimum nor above its maximum."""
+    at = (inputs.pop("lam", 0.5), 0.0)
+    with pytest.raises(Failed, match="nan is not a finite number"):
+        run(server, blended(at, **inputs))
 
 
 # ---- trouble --------------------------------------------------------------------------------------------------------

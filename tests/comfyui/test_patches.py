@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
+
 import pytest
 import torch
 
@@ -119,6 +121,26 @@ def test_blocks_and_text_encoders(hyper, more):
     assert same(held(stand_in.Host().load(clip)), expected(hyper, half, part="clip"))
 
 
+@pytest.mark.parametrize("fast", [False, True], ids=["patch", "auto"])
+@pytest.mark.parametrize(
+    "glob, held_to", [("*", 0.5), ("cond*", 1), ("*transformer*", 1), ("*weight", 0.5)], ids=lambda given: str(given)
+)
+def test_the_text_encoders_factor_holds_on_top_of_blocks(hyper, glob, held_to, fast):
+    """0 leaves them as they are, whatever the blocks say of everything; lines about them alone decide themselves."""
+    found = names_of(hyper).clip
+    names = [part.name for part in found.values() if part.name in hyper.stored.moving]
+    assert any(fnmatchcase(name, glob) for name in names)
+    for factor in (0.5, 0.0):
+        more = {"strength_clip": factor, "blocks": ((glob, (1.0, 0.5)),), "fast": fast}
+        clip = held(stand_in.Host().load(blend(patcher_of(hyper, part="clip"), hyper, AT, "CLIP", **more)))
+        for key, tensor in clip.items():
+            if fnmatchcase(found[key].name, glob):
+                at = (1.0, 0.5) if held_to == 1 else (factor, 0.5 * factor)
+            else:
+                at = tuple(c * factor for c in AT)
+            assert torch.equal(tensor, expected(hyper, at, part="clip")[key])
+
+
 def test_memory_is_given_back_and_taken_anew(hyper):
     host = stand_in.Host()
     changed = blend(patcher_of(hyper), hyper, AT, in_memory=True, fast=False)
@@ -131,6 +153,19 @@ def test_memory_is_given_back_and_taken_anew(hyper):
     host.free()
     assert kept.bytes_kept == 0
     assert same(held(host.load(changed)), expected(hyper, AT)) and kept.bytes_kept > 0
+
+
+def test_memory_is_given_back_when_the_base_was_used_last(hyper):
+    """All clones are one loaded model, and ComfyUI tells only the one that is loaded."""
+    host, upstream, kept = stand_in.Host(), patcher_of(hyper), hyper.directions(True)
+    for at in (AT, (0.5, 0.0)):
+        host.load(blend(upstream, hyper, at, in_memory=True))
+    host.load(upstream)
+    assert kept.bytes_kept > 0  # the next move needs them
+    host.free()
+    assert kept.bytes_kept == 0
+    assert [len(given) for given in upstream.callbacks[stand_in.ON_DETACH].values()] == [1]
+    assert same(held(host.load(upstream)), expected(hyper, (0, 0)))
 
 
 def test_directions_that_do_not_fit_are_read_from_the_file(hyper, caplog):
@@ -190,6 +225,36 @@ def test_base_low_is_added_to_its_own_base_only(tmp_path):
     plain = held(stand_in.Host().load(blend(other, hyper, AT)))
     key = next(key for key, part in names_of(hyper).model.items() if hyper.stored.moving[part.name].rows[1] is not None)
     assert not torch.equal(plain[key], own[key]) and torch.allclose(plain[key], own[key], atol=1e-3)
+
+
+@pytest.mark.parametrize("fast", [False, True], ids=["patch", "auto"])
+def test_base_low_is_added_once_by_two_blends_in_a_row(tmp_path, fast):
+    hyper = make(tmp_path / "low", delta=0.002)
+    parts = names_of(hyper).model
+    host, upstream = stand_in.Host(), patcher_of(hyper)
+    key = next(key for key, part in parts.items() if hyper.stored.moving[part.name].rows[1] is not None)
+    low = hyper.stored.read(parts[key].name, 1).float()
+    assert low.abs().max() > 1e-6
+    for one, two in (((0.3, 0.1), (0.07, -0.91)), ((0.0, 0.0), AT)):
+        found = held(host.load(blend(blend(upstream, hyper, one, fast=fast), hyper, two, fast=fast)))
+        assert (found[key] - expected(hyper, AT)[key]).abs().max() < low.abs().max() / 8
+    assert same(held(host.load(blend(upstream, hyper, AT, fast=fast))), expected(hyper, AT))  # theirs is still there
+
+
+def test_parameters_that_comfyui_never_patches_are_named(hyper, caplog):
+    """Such as blocks.0.modulation of Wan: accepted by add_patches, passed over when patches are applied."""
+    upstream = patcher_of(hyper)
+    found = names_of(hyper).model
+    apply.say_what_is_passed_over(upstream.model, hyper, found)
+    assert not caplog.records
+    key = "diffusion_model.middle_block.0.weight"
+    upstream.model.get_submodule(key.rpartition(".")[0]).add_module("inside", torch.nn.Linear(2, 2))
+    apply.say_what_is_passed_over(upstream.model, hyper, found)
+    (record,) = caplog.records
+    assert f"these 1 stay as they are: {key};" in record.message
+    assert not weights.is_passed_over(upstream.model, "diffusion_model.nowhere.weight")
+    upstream.model.diffusion_model.register_buffer("pos_embed", torch.zeros(1, 4, 4))  # as in SD3
+    assert weights.is_passed_over(upstream.model, "diffusion_model.pos_embed")
 
 
 def test_without_a_base_a_blend_takes_the_models_place(tmp_path):

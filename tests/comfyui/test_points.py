@@ -25,6 +25,18 @@ def test_multipliers():
             points.at(4, 0, 0, text)
 
 
+@pytest.mark.parametrize(
+    "lam, kap, said", [(math.nan, 0, "λ: nan"), (0, math.inf, "κ: inf"), (-math.inf, 0, "λ: -inf")]
+)
+def test_what_is_no_number_never_reaches_weights(lam, kap, said):
+    """ComfyUI's own limits let NaN through, and do not look at what comes in by a link."""
+    with pytest.raises(ValueError, match=f"{said} is not a finite number"):
+        points.at(2, lam, kap)
+    with pytest.raises(ValueError, match="strength_clip: nan"):
+        points.finite(math.nan, "strength_clip")
+    assert points.finite(2, "strength_clip") == 2.0
+
+
 def test_blocks():
     text = "\n# the outer ones\n*.input_blocks.* = 0, 0.5   # softly\n model[0-9]=x.* = 1\n"
     with pytest.raises(ValueError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -162,6 +163,27 @@ def test_a_linked_base_is_known_by_its_header(models, tmp_path):
     assert lonely.count == 2 and "m1" in text.info(lonely)
     with pytest.raises(hm.Error, match=models[0].name):
         lonely.stored
+
+
+def test_of_two_bases_with_one_name_and_header_none_is_guessed(tmp_path):
+    """Checkpoints of one tool have equal headers: only the same numbers make them the same."""
+    asked_of, other = tmp_path / "a", tmp_path / "b"
+    for folder in (asked_of, other):
+        folder.mkdir()
+    models = save(asked_of, family(4, seed=5, dtypes="F16", delta=0.1))
+    path = tmp_path / "out" / "x.hyper.safetensors"
+    cache.solve(question(models[1:], base=str(models[0])), str(path))
+    hyper = hypers.Hyper(str(path), path.name, [str(asked_of)])
+    folders = [str(other), str(asked_of)]
+    same_name = other / models[0].name
+    shutil.copy(models[0], same_name)
+    assert base.linked_base(hyper, folders) == str(same_name)  # a copy is as good
+    shutil.copy(models[1], same_name)
+    with pytest.raises(ValueError, match="different checkpoints are called so: .*put the right one.* beside"):
+        base.linked_base(hyper, folders)
+    beside = path.parent / models[0].name
+    os.symlink(models[0], beside)
+    assert base.linked_base(hyper, folders) == str(beside)
 
 
 def test_without_a_base_the_mean_of_the_models_stands_in(models, tmp_path):

@@ -142,6 +142,8 @@ def test_whoever_asks_a_command_to_end_gets_an_answer(files, out, environment, n
         import os, signal, sys
         from hypermerge_ext import cli
         number = getattr(signal, sys.argv.pop(1))
+        if signal.getsignal(number) == signal.SIG_IGN:  # as nohup leaves it, and a command then goes on
+            signal.signal(number, signal.SIG_DFL)
         class Asking:
             def __init__(self, label):
                 self.label = label

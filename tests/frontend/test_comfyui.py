@@ -267,6 +267,18 @@ def test_four_directions_fill_further_and_the_axes_are_kept(comfy, server):
     assert comfy.page.locator("select.axis").nth(1).evaluate("list => list.selectedOptions[0].text") == "c4"
 
 
+def test_what_another_hyper_model_left_behind_goes_with_the_next_drag(comfy, server):
+    """Four directions were set, this one has two: the node would refuse the rest.  Undo brings it back."""
+    blend = comfy.blend(HYPER, further="0.3, 0.1")
+    assert comfy.widget(blend, "further") == "0.3, 0.1"
+    comfy.drag(comfy.handle(), comfy.spot(3))
+    assert comfy.values(blend) == at(server, 3) and comfy.widget(blend, "further") == ""
+    comfy.page.mouse.click(640, 800)
+    comfy.key("Control+z")
+    assert went_to(comfy, blend, [0, 0])
+    assert comfy.widget(blend, "further") == "0.3, 0.1"
+
+
 def test_a_light_palette_makes_a_light_pad(comfy, screenshots):
     comfy.blend(HYPER)
     host = "(plot) => getComputedStyle(plot.getRootNode().host).backgroundColor"

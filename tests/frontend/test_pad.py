@@ -140,6 +140,11 @@ def test_limits_hold(pad):
     x, y = bare.centre()
     bare.drag((x, y), (x + 600, y - 600))
     assert bare.value == [1.5, 1.5]
+    bare.value = [0, 0, 3]  # typed elsewhere, beyond what a hand reaches: not its business
+    bare.page.evaluate("map => pad.setMap(map)", family(9, 4))
+    bare.value = [0, 0, 3]
+    bare.drag(bare.handle(), (x, y + 40))
+    assert bare.value[2] == 3
 
 
 def test_escape_gives_back_what_was_there(pad):
@@ -420,6 +425,30 @@ def test_one_direction_is_a_slider(pad):
     bare.plot.focus()
     bare.page.keyboard.press("ArrowUp")
     assert bare.value[0] == CLOSE(multipliers(bare, 2)[0] + 0.01, abs=1e-4)
+
+
+def test_multipliers_of_directions_that_the_map_lacks_go_with_the_next_move(pad):
+    """After another hyper-model with fewer: a host refuses them, and nobody sees them here.  Escape gives them back."""
+    bare = pad(family(5, 1), value=[0.1, 0.5, 0.25])
+    assert bare.value == [0.1, 0.5, 0.25]  # looking at it changes nothing
+    bare.drag(bare.handle(), (bare.centre()[0] + 60, bare.centre()[1]), release=False)
+    assert bare.value[0] > 0.3 and bare.value[1:] == [0, 0]
+    bare.page.keyboard.press("Escape")
+    assert bare.value == [0.1, 0.5, 0.25]
+    bare.page.mouse.up()
+    bare.plot.focus()
+    bare.page.keyboard.press("ArrowRight")
+    assert bare.value == CLOSE([0.11, 0, 0])
+
+
+def test_axes_that_no_map_has_are_left_alone(pad):
+    """They stand in workflows, which people exchange."""
+    bare = pad(family(9, 4))
+    for axes in ([0, 0], [-1, 0], [0, 4], ["x", "y"], [0.5, 1], [0], [0, 1, 2], [0, 0, 1], "01", []):
+        bare.page.evaluate("axes => { pad.axes = axes }", axes)
+        assert bare.page.evaluate("pad.axes") == [0, 1]
+    bare.page.evaluate("pad.axes = [3, 1]")
+    assert bare.page.evaluate("pad.axes") == [3, 1]
 
 
 def test_of_four_directions_two_are_moved_and_chosen(pad):

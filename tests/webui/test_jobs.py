@@ -129,6 +129,13 @@ def test_a_name_leads_to_no_other_folder(webui, jobs):
 def test_a_checkpoint_from_the_inputs(webui, jobs):
     made = jobs.save_checkpoint(webui.at(0.5), "exact", from_inputs=True)
     assert os.path.getsize(made.path) > 0
+    other = webui.checkpoints / "others" / MODELS[1]  # of the same header, as one tool's files have
+    other.parent.mkdir()
+    other.write_bytes((webui.checkpoints / MODELS[2]).read_bytes())
+    webui.host.refresh_models()
+    with pytest.raises(ValueError, match="different checkpoints are called so: .*m1.*; blend the stored directions"):
+        jobs.save_checkpoint(webui.at(0.5), "exact2", from_inputs=True)
+    other.unlink()
     (webui.checkpoints / MODELS[1]).unlink()
     webui.host.refresh_models()
     with pytest.raises(FileNotFoundError, match="m1, which x.hyper.safetensors was made of"):

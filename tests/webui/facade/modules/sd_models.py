@@ -20,8 +20,8 @@ model_path = ""
 class CheckpointInfo:
     def __init__(self, filename: str) -> None:
         self.filename = filename
-        self.name = os.path.basename(filename)
-        self.name_for_extra = os.path.splitext(self.name)[0]
+        self.name = os.path.relpath(filename, model_path)
+        self.name_for_extra = os.path.splitext(os.path.basename(filename))[0]
         with open(filename, "rb") as file:
             self.sha256 = hashlib.sha256(file.read()).hexdigest()
         self.shorthash = self.sha256[:10]
@@ -34,9 +34,10 @@ def list_models() -> None:
     model_path = os.path.join(paths_internal.models_path, "Stable-diffusion")
     checkpoints_list.clear()
     checkpoint_aliases.clear()
-    for name in sorted(os.listdir(model_path)):
-        if name.endswith((".safetensors", ".ckpt")):
-            info = CheckpointInfo(os.path.join(model_path, name))
+    found = [os.path.join(folder, name) for folder, _, names in os.walk(model_path) for name in names]
+    for path in sorted(found):
+        if path.endswith((".safetensors", ".ckpt")):
+            info = CheckpointInfo(path)
             checkpoints_list[info.title] = info
             checkpoint_aliases.update(dict.fromkeys([info.title, info.name, info.shorthash], info))
 
