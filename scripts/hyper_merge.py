@@ -48,9 +48,11 @@ class HyperMerge(scripts.Script):
     def ui(self, is_img2img: bool) -> list[Any]:
         if pack.missing():
             return accordion.build_missing()
-        components, self.infotext_fields = accordion.build("img2img" if is_img2img else "txt2img")
-        self.paste_field_names = accordion.PASTED
-        return components
+        # Forge's API asks twice more, for the values alone: building all again takes it half a second.
+        if not hasattr(self, "components"):
+            self.components, self.infotext_fields = accordion.build("img2img" if is_img2img else "txt2img")
+            self.paste_field_names = accordion.PASTED
+        return self.components
 
     def process(self, p: Any, *values: Any) -> None:
         if values:

@@ -24,6 +24,11 @@ class HyperMergeAnimation(scripts.Script):
         return "Hyper-Merge animation"
 
     def ui(self, is_img2img: bool) -> list[Any]:
+        if not hasattr(self, "components"):  # Forge's API asks twice more
+            self.components = self._build()
+        return self.components
+
+    def _build(self) -> list[Any]:
         gr.HTML("Hyper-model, text encoder and blocks are those of the accordion Hyper-Merge.")
         kind = gr.Radio(["path", "grid"], value="path", label="Kind", elem_id=self.elem_id("kind"))
         with gr.Column() as path:

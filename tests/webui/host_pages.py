@@ -37,6 +37,13 @@ class HostPage(Page):
             field.fill(str(value))
             field.blur()
 
+    def blending(self, lam: float, kap: float) -> None:
+        """The next picture is a small one, of this point."""
+        self.open("txt2img")
+        self.small()
+        self.enable("txt2img")
+        self.at("txt2img", lam, kap)
+
     def infotext(self) -> str:
         return self.page.locator("#html_info_txt2img").first.inner_text()
 
@@ -103,10 +110,7 @@ class Pages:
     def test_generate_and_paste(self, host, opened):
         """Infotext from the page's own picture, read back by the paste button of a fresh page."""
         page = opened()
-        page.open("txt2img")
-        page.small()
-        page.enable("txt2img")
-        page.at("txt2img", 0.25, -1.5)
+        page.blending(0.25, -1.5)
         page.type("txt2img", "text_encoder", 0.5)
         text = page.made()
         assert "Hyper-Merge at: " in text
@@ -123,10 +127,7 @@ class Pages:
     def test_the_blend_goes_along_to_img2img(self, host, opened):
         """With the picture's size and prompt, by the host's own button below the picture."""
         page = opened()
-        page.open("txt2img")
-        page.small()
-        page.enable("txt2img")
-        page.at("txt2img", 0.25, -0.5)
+        page.blending(0.25, -0.5)
         page.made()
         page.page.locator("#txt2img_send_to_img2img").first.click()
         page.until(lambda: page.value("img2img", "enabled") is True, 30)
@@ -136,10 +137,7 @@ class Pages:
         """The weights are one; each page says what they hold, and each picture is its own page's."""
         one, two = opened(), opened()
         for page, at in ((one, AT), (two, ELSEWHERE)):
-            page.open("txt2img")
-            page.small()
-            page.enable("txt2img")
-            page.at("txt2img", *at)
+            page.blending(*at)
             page.until(lambda at=at: host.held() == at, 30)
         assert one.numbers("txt2img") == AT and two.numbers("txt2img") == ELSEWHERE
         first, second = one.made(), two.made()
