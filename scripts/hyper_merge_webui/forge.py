@@ -103,15 +103,11 @@ def text_parts(model: Any, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, A
     if convert is None:
         return {}
     try:
-        found, _ = keys.parts({name: shape for name, shape in shapes.items() if _is_text(name)}, convert)
+        found, _ = keys.parts({name: shape for name, shape in shapes.items() if keys.is_text(name)}, convert)
     except Exception as reason:  # the host's code on names that it may not expect: the picture is worth more
         log.warning("hyper-merge: Forge's names of the text encoder are not known, so it is not moved: %s", reason)
         return {}
     return found
-
-
-def _is_text(name: str) -> bool:
-    return name.startswith(tuple(glob.rstrip("*") for glob in keys.TEXT_GLOBS))
 
 
 # ---- in place -------------------------------------------------------------------------------------------------------

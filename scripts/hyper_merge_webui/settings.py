@@ -135,7 +135,7 @@ class Names:
 
     def __init__(self, moving: Iterable[str]) -> None:
         self._all = tuple(moving)
-        self._text = tuple(name for name in sorted(self._all) if is_text(name))
+        self._text = tuple(name for name in sorted(self._all) if keys.is_text(name))
         self._fitting: dict[str, bool] = {}
         self._among: dict[str, list[str]] = {}
 
@@ -157,12 +157,11 @@ class Names:
         if glob not in self._among:
             fits = re.compile(fnmatch.translate(glob)).match
             inner = [name for name in self._text if fits(name)]
-            alone = glob != "*" and not any(fits(name) for name in self._all if not is_text(name))
             if inner == list(self._text):
                 inner = [wide for wide in keys.TEXT_GLOBS if self.fit(wide)]
             else:
                 inner = [escape(name) for name in inner]
-            self._among[glob] = [] if alone else inner
+            self._among[glob] = [] if keys.is_text_alone(glob, self._all) else inner
         return self._among[glob]
 
     def text_moves(self, at: Sequence[float], pairs: Mapping[str, Sequence[float]]) -> TextMoves:
@@ -174,11 +173,6 @@ class Names:
             values = next((values for matches, values in rules if matches(name)), tuple(at))
             found.append((name, values))
         return tuple(found)
-
-
-def is_text(name: str) -> bool:
-    """Is a tensor of a checkpoint one of a text encoder's?"""
-    return any(fnmatch.fnmatchcase(name, glob) for glob in keys.TEXT_GLOBS)
 
 
 def number(value: float) -> str:

@@ -19,7 +19,22 @@ from safetensors.numpy import save_file
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 PLACES = ((1.0, 0.1), (-0.5, 0.9), (-0.4, -0.8))  # of the models on the two hidden factors
-CONFIG = """\
+AUTOENCODER = """\
+          double_z: true
+          z_channels: 4
+          resolution: 256
+          in_channels: 3
+          out_ch: 3
+          ch: 128
+          ch_mult: [ 1, 2, 4, 4 ]
+          num_res_blocks: 2
+          attn_resolutions: []
+          dropout: 0.0
+        lossconfig:
+          target: torch.nn.Identity
+"""
+"""What both families say of the VAE, which is of true size."""
+CONFIG = f"""\
 model:
   target: ldm.models.diffusion.ddpm.LatentDiffusion
   params:
@@ -56,19 +71,7 @@ model:
       params:
         embed_dim: 4
         ddconfig:
-          double_z: true
-          z_channels: 4
-          resolution: 256
-          in_channels: 3
-          out_ch: 3
-          ch: 128
-          ch_mult: [ 1, 2, 4, 4 ]
-          num_res_blocks: 2
-          attn_resolutions: []
-          dropout: 0.0
-        lossconfig:
-          target: torch.nn.Identity
-    cond_stage_config:
+{AUTOENCODER}    cond_stage_config:
       target: ldm.modules.encoders.modules.FrozenCLIPEmbedder
 """
 

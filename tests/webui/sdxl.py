@@ -78,19 +78,7 @@ model:
         embed_dim: 4
         ddconfig:
           attn_type: vanilla
-          double_z: true
-          z_channels: 4
-          resolution: 256
-          in_channels: 3
-          out_ch: 3
-          ch: 128
-          ch_mult: [ 1, 2, 4, 4 ]
-          num_res_blocks: 2
-          attn_resolutions: []
-          dropout: 0.0
-        lossconfig:
-          target: torch.nn.Identity
-"""
+{sd15.AUTOENCODER}"""
 
 
 def shapes() -> dict[str, list[int]]:
